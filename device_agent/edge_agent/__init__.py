@@ -1,0 +1,29 @@
+"""The device side of edgesdk: runs bundles for local programs and reports their latency.
+
+    from edge_agent import connect
+
+    with connect("ocr") as model:
+        answer = model({"x": image})
+
+Needs numpy and h11; onnxruntime only where a model runs. Imports nothing of `edgesdk`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edge_agent.client import Model as Model
+    from edge_agent.client import connect as connect
+
+__version__ = "0.1.0"
+__all__ = ["Model", "connect"]
+
+
+def __getattr__(name: str) -> Any:
+    # The client needs numpy; the supervisor imports this package too and must not.
+    if name in __all__:
+        from edge_agent import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

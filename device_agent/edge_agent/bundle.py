@@ -1,0 +1,441 @@
+"""The bundle format: read, verify, write. Standard library only.
+
+A bundle is an OCI image layout, a folder or one ``.tar`` of it. Each profile's model in it is a CNCF ModelPack artifact
+(https://github.com/modelpack/model-spec): a manifest that names its layers by digest. What was *measured* about that model,
+the evidence, is a second artifact whose ``subject`` is the first.
+
+    oci-layout
+    index.json                      one entry a profile, tagged with its name; one an evidence, tagged sha256-….evidence
+    blobs/sha256/…                  manifests, configuration, layers: each named by the digest of its content
+
+The device's reader defines the format and the host writes through it, since what runs on the device is hardest to update.
+A reader refuses a larger ``format`` and ignores keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+FORMAT = 1
+
+LAYOUT_TYPE = "application/vnd.oci.image.index.v1+json"
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+MODEL_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
+EVIDENCE_ARTIFACT = "application/vnd.edgesdk.evidence.v1+json"
+EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
+FILEPATH = "org.cncf.model.filepath"
+TAG = "org.opencontainers.image.ref.name"
+
+# The files of a bundle and their ModelPack media types. A name that is not here is not laid out on a device.
+LAYERS = {
+    "model.onnx": "application/vnd.cncf.model.weight.v1.raw",
+    "weights.bin": "application/vnd.cncf.model.weight.v1.raw",
+    "bundle.json": "application/vnd.cncf.model.weight.config.v1.raw",
+    "profile.json": "application/vnd.cncf.model.weight.config.v1.raw",
+    "recipe.json": "application/vnd.cncf.model.weight.config.v1.raw",
+    "golden.npz": "application/vnd.cncf.model.dataset.v1.raw",
+    "labels.txt": "application/vnd.cncf.model.doc.v1.raw",
+}
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+MAX_JSON_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
+
+
+class BundleError(Exception):
+    """A bundle that cannot be read, or is not what its digests say."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A blob as a manifest names it. ``file`` is its name among the bundle's files, empty for a blob that is none."""
+
+    digest: str
+    size: int
+    media_type: str = ""
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: numpy's name of its dtype (``string`` for text), and its shape; None is any length."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One profile's model: its digest is the bundle's identity on every device."""
+
+    digest: str
+    size: int
+    config: Descriptor
+    layers: tuple[Descriptor, ...]
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Everything that a device must have, the manifest itself last."""
+        return (*self.layers, self.config, Descriptor(self.digest, self.size, MANIFEST_TYPE))
+
+    def layer(self, file: str) -> Descriptor:
+        """The layer of that name. Raises BundleError where there is none."""
+        for layer in self.layers:
+            if layer.file == file:
+                return layer
+        raise BundleError(f"the bundle {self.digest[:19]} holds no `{file}`", "package the model again")
+
+
+@dataclass(frozen=True)
+class Description:
+    """``bundle.json``: what a device has to know before it touches the model."""
+
+    name: str
+    release: int
+    profile: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    onnxruntime: str  # the oldest version that reads this model
+    opset: int
+    ir_version: int
+    tolerance: dict[str, float]  # output -> greatest absolute difference from the golden answer
+    top1: bool  # the golden answers' argmax over the last axis must agree too
+
+
+def parse_manifest(raw: bytes) -> Manifest:
+    """The manifest in ``raw``. Raises BundleError for anything that is not one."""
+    document = parse_json(raw, "manifest")
+    if document.get("artifactType") != MODEL_ARTIFACT:
+        raise BundleError(f"a manifest's artifactType is {document.get('artifactType')!r}, not a ModelPack's", "is this a bundle of edgesdk?")
+    try:
+        config = _descriptor(document["config"])
+        layers = tuple(_descriptor(layer) for layer in document["layers"])
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"a manifest lacks {error}", "copy or package the bundle again") from error
+    files = [layer.file for layer in layers if layer.file in LAYERS]
+    if len(set(files)) != len(files):
+        raise BundleError("a manifest names a file twice", "package the model again")
+    return Manifest(digest_of(raw), len(raw), config, tuple(layer for layer in layers if layer.file in LAYERS))
+
+
+def parse_description(raw: bytes) -> Description:
+    """``bundle.json`` as a value. Raises BundleError if it is malformed or of a newer format."""
+    document = parse_json(raw, "bundle.json")
+    if document.get("format") != FORMAT:
+        raise BundleError(
+            f"the bundle's format is {document.get('format')!r}, this version reads {FORMAT}", "update edgesdk (and the agent: `edgesdk deploy` sends its own)"
+        )
+    try:
+        model, golden = document["model"], document["golden"]
+        description = Description(
+            name=document["name"],
+            release=int(document["release"]),
+            profile=document["profile"],
+            inputs=_tensors(model["inputs"]),
+            outputs=_tensors(model["outputs"]),
+            onnxruntime=str(document["needs"]["onnxruntime"]),
+            opset=int(model["opset"]),
+            ir_version=int(model["ir_version"]),
+            tolerance={str(k): float(v) for k, v in golden["tolerance"].items()},
+            top1=bool(golden["top1"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"bundle.json is malformed: {error!r}", "package the model again") from error
+    for word in (description.name, description.profile):
+        check_name(word)
+    return description
+
+
+def check_name(name: object) -> str:
+    """The name, if it is one: it becomes a folder's name and a part of a URL. Raises BundleError otherwise."""
+    if isinstance(name, str) and NAME.fullmatch(name):
+        return name
+    raise BundleError(f"{str(name)[:80]!r} is no name", "lower-case letters, digits, `.`, `_` and `-`, 63 at most, the first a letter or digit")
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:`` and 64 hexadecimal digits."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """The same of a file's content, read in chunks."""
+    state = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            state.update(chunk)
+    return "sha256:" + state.hexdigest()
+
+
+def check_digest(digest: object) -> str:
+    """The digest, if it is one of SHA-256. Raises BundleError otherwise."""
+    if isinstance(digest, str) and DIGEST.fullmatch(digest):
+        return digest
+    raise BundleError(f"{str(digest)[:80]!r} is no SHA-256 digest", "copy or package the bundle again")
+
+
+def parse_json(raw: bytes, what: str) -> dict[str, Any]:
+    """A JSON object of bounded size. Raises BundleError."""
+    if len(raw) > MAX_JSON_BYTES:
+        raise BundleError(f"{what} is larger than {MAX_JSON_BYTES} bytes", "is this a bundle of edgesdk?")
+    try:
+        document = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{what} is not JSON", "copy or package the bundle again") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{what} is not a JSON object", "copy or package the bundle again")
+    return document
+
+
+def to_json(document: object) -> bytes:
+    """The one way that this format writes JSON: sorted keys, no spaces, UTF-8, a newline at the end."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+
+class Layout:
+    """An opened bundle, folder or ``.tar``; nothing is unpacked.
+
+    with Layout.open(Path("bundles/ocr")) as layout:
+        manifest = layout.manifests()["x86-cpu"]
+        description = layout.description(manifest)
+    """
+
+    def __init__(self, name: str, members: Mapping[str, tuple[Path, int, int]]) -> None:
+        self.name = name
+        self._members = members  # path inside the layout -> file, offset, size
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Layout]:
+        """Raises BundleError if there is nothing that looks like a bundle."""
+        if path.is_dir():
+            members = {
+                str(file.relative_to(path)): (file, 0, file.stat().st_size) for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()
+            }
+        elif path.is_file():
+            members = _tar_members(path)
+        else:
+            raise BundleError(f"there is no bundle at `{path}`", "`edgesdk package` writes one")
+        if "oci-layout" not in members or "index.json" not in members:
+            raise BundleError(f"`{path}` is not a bundle: it has no oci-layout and index.json", "`edgesdk package` writes one")
+        layout = cls(path.name, members)
+        yield layout
+
+    def manifests(self) -> dict[str, Manifest]:
+        """Profile name -> its model's manifest, in the index's order."""
+        found = {}
+        for entry in self._index():
+            if entry.get("artifactType") == MODEL_ARTIFACT:
+                profile = check_name(entry.get("annotations", {}).get(TAG))
+                found[profile] = parse_manifest(self.blob(_descriptor(entry).digest, MAX_JSON_BYTES))
+        if not found:
+            raise BundleError(f"`{self.name}` holds no model", "`edgesdk package` writes one")
+        return found
+
+    def description(self, manifest: Manifest) -> Description:
+        """``bundle.json`` of that manifest."""
+        return parse_description(self.blob(manifest.layer("bundle.json").digest, MAX_JSON_BYTES))
+
+    def evidence(self, manifest: Manifest) -> dict[str, Any]:
+        """What was measured of it; empty where nothing is attached."""
+        for entry in self._index():
+            if entry.get("artifactType") == EVIDENCE_ARTIFACT:
+                document = parse_json(self.blob(_descriptor(entry).digest, MAX_JSON_BYTES), "evidence manifest")
+                if document.get("subject", {}).get("digest") == manifest.digest:
+                    return parse_json(self.blob(_descriptor(document["layers"][0]).digest, MAX_JSON_BYTES), "evidence")
+        return {}
+
+    def blob(self, digest: str, limit: int | None = None) -> bytes:
+        """A blob's content, its digest checked. Raises BundleError if it is missing, damaged or larger than ``limit``."""
+        size = self.size(digest)
+        if limit is not None and size > limit:
+            raise BundleError(f"the blob {digest[:19]} of `{self.name}` has {size} bytes, more than the {limit} it may have", "package the model again")
+        with self.open_blob(digest) as stream:
+            data = stream.read(size)
+        if digest_of(data) != digest:
+            raise BundleError(f"the blob {digest[:19]} of `{self.name}` is damaged: its content has another digest", "copy or package the bundle again")
+        return data
+
+    def size(self, digest: str) -> int:
+        """Bytes of a blob."""
+        return self._member(digest)[2]
+
+    @contextmanager
+    def open_blob(self, digest: str) -> Iterator[BinaryIO]:
+        """The blob as a stream at its first byte. Of a ``.tar`` it does not end where the blob ends: read ``size`` bytes."""
+        path, offset, _ = self._member(digest)
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            yield stream
+
+    def verify(self) -> None:
+        """Check every blob that the index leads to against its digest and size. Raises BundleError at the first that differs."""
+        for manifest in self.manifests().values():
+            for blob in manifest.blobs:
+                if self.size(blob.digest) != blob.size:
+                    raise BundleError(
+                        f"`{blob.file or blob.digest[:19]}` of `{self.name}` has {self.size(blob.digest)} bytes, its manifest says {blob.size}",
+                        "copy or package the bundle again",
+                    )
+                self._check(blob)
+            self.evidence(manifest)
+
+    def _check(self, blob: Descriptor) -> None:
+        state, left = hashlib.sha256(), blob.size
+        with self.open_blob(blob.digest) as stream:
+            while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
+                state.update(chunk)
+                left -= len(chunk)
+        if "sha256:" + state.hexdigest() != blob.digest:
+            raise BundleError(f"`{blob.file or blob.digest[:19]}` of `{self.name}` differs from its manifest", "copy or package the bundle again")
+
+    def _index(self) -> list[dict[str, Any]]:
+        path, offset, size = self._members["index.json"]
+        if size > MAX_JSON_BYTES:
+            raise BundleError(f"index.json of `{self.name}` is larger than {MAX_JSON_BYTES} bytes", "is this a bundle of edgesdk?")
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            entries = parse_json(stream.read(size), "index.json").get("manifests")
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("annotations", {}), dict) for entry in entries):
+            raise BundleError(f"index.json of `{self.name}` lists no manifests", "copy or package the bundle again")
+        return entries
+
+    def _member(self, digest: str) -> tuple[Path, int, int]:
+        member = "blobs/sha256/" + check_digest(digest)[len("sha256:") :]
+        if member not in self._members:
+            raise BundleError(f"`{self.name}` lacks the blob {digest[:19]}", "copy or package the bundle again")
+        return self._members[member]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What goes into a bundle for one profile. ``files`` are those of LAYERS that it has."""
+
+    profile: str
+    config: dict[str, Any]
+    files: dict[str, bytes]
+    evidence: dict[str, Any]
+
+
+def manifest_of(contents: Contents) -> bytes:
+    """The manifest's bytes: a pure function of the files and the configuration."""
+    return to_json(
+        {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "artifactType": MODEL_ARTIFACT,
+            "config": _entry(MODEL_CONFIG, to_json(contents.config)),
+            "layers": [{**_entry(LAYERS[file], contents.files[file]), "annotations": {FILEPATH: file}} for file in LAYERS if file in contents.files],
+        }
+    )
+
+
+def write(target: Path, bundle: list[Contents]) -> None:
+    """Write a bundle: a ``.tar`` where ``target`` ends so, else a folder. It replaces what was there in one step, or nothing changes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch, "new")
+        _write_folder(folder, bundle)
+        if target.suffix == ".tar":
+            archive = Path(scratch, "new.tar")
+            _write_tar(archive, folder)
+            os.replace(archive, target)
+            return
+        if target.exists():
+            os.replace(target, Path(scratch, "old"))
+        os.replace(folder, target)
+
+
+def _write_folder(folder: Path, bundle: list[Contents]) -> None:
+    blobs = folder / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes) -> None:
+        path = blobs / digest_of(data)[len("sha256:") :]
+        if not path.exists():
+            path.write_bytes(data)
+
+    entries = []
+    for contents in bundle:
+        manifest, evidence = manifest_of(contents), to_json(contents.evidence)
+        attached = to_json(
+            {
+                "schemaVersion": 2,
+                "mediaType": MANIFEST_TYPE,
+                "artifactType": EVIDENCE_ARTIFACT,
+                "config": _entry(EMPTY_CONFIG, b"{}"),
+                "layers": [{**_entry("application/json", evidence), "annotations": {"org.opencontainers.image.title": "evidence.json"}}],
+                "subject": _entry(MANIFEST_TYPE, manifest),
+            }
+        )
+        for data in (*contents.files.values(), to_json(contents.config), manifest, evidence, b"{}", attached):
+            put(data)
+        entries.append({**_entry(MANIFEST_TYPE, manifest), "artifactType": MODEL_ARTIFACT, "annotations": {TAG: contents.profile}})
+        tag = digest_of(manifest).replace(":", "-") + ".evidence"
+        entries.append({**_entry(MANIFEST_TYPE, attached), "artifactType": EVIDENCE_ARTIFACT, "annotations": {TAG: tag}})
+    (folder / "oci-layout").write_bytes(to_json({"imageLayoutVersion": "1.0.0"}))
+    (folder / "index.json").write_bytes(to_json({"schemaVersion": 2, "mediaType": LAYOUT_TYPE, "manifests": entries}))
+
+
+def _write_tar(archive: Path, folder: Path) -> None:
+    """One after the other by name, no owner, no time: the same content gives the same bytes."""
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                info = tarfile.TarInfo(str(file.relative_to(folder)))
+                info.size, info.mode = file.stat().st_size, 0o644
+                with file.open("rb") as stream:
+                    tar.addfile(info, stream)
+
+
+def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
+    """Where each plain member's bytes lie. Links, devices, doubles and paths that lead out are refused, not skipped."""
+    members: dict[str, tuple[Path, int, int]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                name = info.name[2:] if info.name.startswith("./") else info.name
+                if info.isdir():
+                    continue
+                if not info.isreg() or name in members or not re.fullmatch(r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}", name):
+                    raise BundleError(f"`{path.name}` has a member that no bundle has: {name[:80]!r}", "do not use this file")
+                if info.issparse():
+                    raise BundleError(f"`{path.name}` has a sparse member: {name[:80]!r}", "do not use this file")
+                members[name] = (path, info.offset_data, info.size)
+                if len(members) > 10_000:
+                    raise BundleError(f"`{path.name}` has more than 10,000 members", "do not use this file")
+    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
+        raise BundleError(f"`{path.name}` is neither a bundle's folder nor an uncompressed tar of one", "`edgesdk package -o NAME.tar` writes one") from error
+    return members
+
+
+def _entry(media_type: str, data: bytes) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": digest_of(data), "size": len(data)}
+
+
+def _descriptor(entry: Mapping[str, Any]) -> Descriptor:
+    size = entry["size"]
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise BundleError(f"a manifest gives {size!r} as a size", "copy or package the bundle again")
+    return Descriptor(check_digest(entry["digest"]), size, str(entry.get("mediaType", "")), str(entry.get("annotations", {}).get(FILEPATH, "")))
+
+
+def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(str(e["name"]), str(e["dtype"]), tuple(None if d is None else int(d) for d in e["shape"])) for e in entries)

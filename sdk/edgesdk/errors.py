@@ -1,0 +1,53 @@
+"""What can go wrong on the host. Each error is a sentence for a person, with what to try as its hint."""
+
+
+class EdgeSDKError(Exception):
+    """Base of everything that edgesdk raises on purpose. ``hint`` says what to try."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ProjectError(EdgeSDKError):
+    """`edgesdk.toml`, or the folder that it should be in."""
+
+
+class ProfileError(EdgeSDKError):
+    """A profile that does not exist or says something that no profile can say."""
+
+
+class ModelError(EdgeSDKError):
+    """A model that cannot be read, or in which something stands in the way."""
+
+
+class SampleError(EdgeSDKError):
+    """Calibration or evaluation samples that do not fit the model."""
+
+
+class EvaluationError(EdgeSDKError):
+    """The user's evaluation function failed or returned no score."""
+
+
+class BudgetMissed(EdgeSDKError):
+    """Nothing that was tried keeps what the user will not give up."""
+
+
+class ConstraintViolated(EdgeSDKError):
+    """The model cannot be brought to obey its profile."""
+
+
+class ConversionError(EdgeSDKError):
+    """A source model that cannot be converted, or whose conversion answers otherwise."""
+
+
+class ConnectionFailed(EdgeSDKError):
+    """No connection to the device: unreachable, unknown host key, not let in."""
+
+
+class DeviceError(EdgeSDKError):
+    """The device was reached, and something there prevents the work."""
+
+
+class Refused(EdgeSDKError):
+    """The device cannot run this bundle, found out before the first byte."""

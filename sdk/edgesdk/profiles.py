@@ -1,0 +1,218 @@
+"""A profile: a hardware target as data. What it runs best, what it cannot run, how to recognise it.
+
+    profile = find("raspberry-pi-5")
+    profile.quantization.schemes        # what to try, the first when nothing can be measured
+    recognise(facts)                    # the profiles that fit a device, the closest first
+
+Profiles are TOML files typed by people: an unknown key is an error that names its path. The ones that come with edgesdk
+say beside each value where it comes from. A profile of one's own is a path: `--profile boards/mine.toml`.
+"""
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgesdk.errors import ProfileError
+
+Scheme = Literal["float32", "int8", "float16"]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Recognise(_Table):
+    """Facts that a device of this profile shows; all of those given must hold."""
+
+    architecture: tuple[str, ...] = Field((), description="machine names as `uname -m` prints them")
+    board: str = Field("", description="regular expression found in the device tree's model")
+    files: tuple[str, ...] = Field((), description="files that exist there")
+    cpu_features: tuple[str, ...] = Field((), description="flags of /proc/cpuinfo")
+
+
+class Provider(_Table):
+    """An ONNX Runtime execution provider with its options."""
+
+    name: str
+    options: dict[str, str] = Field(default_factory=dict, description="provider options; `{home}` becomes the model's cache folder on the device")
+
+
+class Runtime(_Table):
+    """How the agent runs a model."""
+
+    on_missing_provider: Literal["refuse", "warn", "fallback"] = Field("fallback", description="what to do when the first provider is not installed")
+    prefer_installed: bool = Field(default=False, description="keep the onnxruntime that the board's vendor installed, never send one")
+    onnxruntime: str = Field("", description="the version that the board's vendor ships, where it is fixed")
+    intra_op_threads: int = Field(0, ge=0, description="threads within an operator; 0: one for each core")
+    allow_spinning: bool = Field(default=True, description="threads wait busily: faster, and hot")
+
+
+class Quantization(_Table):
+    """Which number formats to try, and what an int8 file for this hardware looks like."""
+
+    schemes: tuple[Scheme, ...] = Field(("float32",), min_length=1, description="to try, in order of preference; the first ships where speed cannot be measured")
+    activations: Literal["int8", "uint8"] = "int8"
+    symmetric: bool = Field(default=True, description="activations' zero points are the middle of their range")
+    per_channel: bool = Field(default=True, description="one weight scale an output channel")
+    reduce_range: bool = Field(default=False, description="7-bit weights: no saturation in 16-bit sums")
+    power_of_two: bool = Field(default=False, description="every scale is 2 to a whole power; ranges of least squared error")
+    bias: Literal["int32", "int8", "float32"] = Field("int32", description="what a bias is stored as")
+    operators: tuple[str, ...] = Field(("Conv", "ConvTranspose", "Gemm", "MatMul"), description="operators whose inputs are quantized")
+    keep_float32: tuple[str, ...] = Field((), description="operators that stay float32 in a float16 model")
+
+
+class Graph(_Table):
+    """What a graph for this hardware must look like."""
+
+    max_opset: int = Field(0, ge=0, description="newest opset that the board's runtime reads; 0: any")
+    static_shapes: bool = Field(default=False, description="every dimension known, the batch included")
+    accelerated: tuple[str, ...] = Field((), description="operators that the accelerator computes; empty: all")
+
+
+class Pruning(_Table):
+    """Granularity at which fewer channels mean less time."""
+
+    channel_multiple: int = Field(1, ge=1)
+    two_four: bool = Field(default=False, description="2:4 sparsity in hardware")
+
+
+class Budget(_Table):
+    """What the user will not give up, unless the command line says otherwise."""
+
+    max_drop: float = Field(0.01, description="greatest loss of accuracy, in units of the metric")
+    max_latency_ms: float | None = Field(None, gt=0)
+    max_size_bytes: int | None = Field(None, gt=0)
+
+
+class Profile(_Table):
+    """A hardware target. ``name`` is its file's name."""
+
+    name: str
+    title: str
+    extends: str = ""
+    family: tuple[str, ...] = Field((), description="set by `extends`: the profiles that this one builds on, nearest first")
+    deployable: bool = True
+    reason: str = Field("", description="why it is not deployable")
+    recognise: Recognise = Recognise()
+    providers: tuple[Provider, ...] = Field(min_length=1)
+    runtime: Runtime = Runtime()
+    quantization: Quantization = Quantization()
+    graph: Graph = Graph()
+    pruning: Pruning = Pruning()
+    budget: Budget = Budget()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is written into a bundle, fit for JSON."""
+        return self.model_dump(mode="json")
+
+
+def folder() -> Path:
+    """Where the profiles that come with edgesdk lie: inside the wheel, or in the checkout."""
+    installed = Path(__file__).with_name("_profiles")
+    return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "profiles"
+
+
+def names() -> list[str]:
+    """The profiles that come with edgesdk, sorted."""
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def find(name: str) -> Profile:
+    """The profile of that name, or in that ``.toml`` file. Raises ProfileError."""
+    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    if not name.endswith(".toml") and name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        raise ProfileError(
+            f"there is no profile `{name}`", f"did you mean `{close[0]}`?" if close else f"there are {', '.join(names())}; or give a .toml file"
+        )
+    return load(path)
+
+
+def load(path: Path) -> Profile:
+    """Parse one file and what it extends. Raises ProfileError, naming the key."""
+    merged, family = _merged(path, ())
+    try:
+        profile = Profile.model_validate({**merged, "name": path.stem, "family": family})
+    except ValidationError as error:
+        raise ProfileError(_explained(path, error)) from error
+    if not profile.deployable and not profile.reason:
+        raise ProfileError(f"{path.name}: reason: missing", "`deployable = false` wants a sentence that says why")
+    return profile
+
+
+def recognise(facts: dict[str, Any]) -> list[Profile]:
+    """The profiles whose facts the device shows (what `edge-agent probe` prints), the most specific first."""
+    fitting = [profile for profile in map(find, names()) if _fits(profile.recognise, facts)]
+    return sorted(fitting, key=lambda profile: -_specificity(profile))
+
+
+def resembles(profile: Profile, facts: dict[str, Any]) -> bool:
+    """Whether a speed measured on the machine with these facts says something about the profile's hardware."""
+    return _fits(profile.recognise, facts) and profile.providers[0].name in (facts.get("onnxruntime") or {}).get("providers", ["CPUExecutionProvider"])
+
+
+def _fits(wanted: Recognise, facts: dict[str, Any]) -> bool:
+    return (
+        (not wanted.architecture or facts.get("architecture") in wanted.architecture)
+        and (not wanted.board or re.search(wanted.board, facts.get("board", "")) is not None)
+        and set(wanted.files) <= set(facts.get("files", []))
+        and set(wanted.cpu_features) <= set(facts.get("cpu_features", []))
+    )
+
+
+def _specificity(profile: Profile) -> tuple[int, int]:
+    wanted = profile.recognise
+    return len(profile.family), bool(wanted.board) + len(wanted.files) + len(wanted.cpu_features)
+
+
+def _merged(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The file's tables over those of what it extends, and the names of what it extends."""
+    if path in below:
+        raise ProfileError(f"{path.name}: extends: goes round in a circle")
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProfileError(f"the profile `{path}` cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProfileError(f"{path.name} is not TOML: {error}") from error
+    for given in ("name", "family"):
+        if given in own:
+            raise ProfileError(f"{path.name}: {given}: cannot be set", "a profile's name is its file's name")
+    parent = own.get("extends")
+    if not parent:
+        return own, ()
+    beside = path.with_name(f"{parent}.toml")
+    base, family = _merged(beside if beside.is_file() else folder() / f"{parent}.toml", (*below, path))
+    return _over(base, own), (str(parent), *family)
+
+
+def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged key by key; anything else of ``own`` takes the place of ``base``'s."""
+    merged = dict(base)
+    for key, value in own.items():
+        merged[key] = _over(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
+    return merged
+
+
+def _explained(path: Path, error: ValidationError) -> str:
+    """The first thing wrong, as `pi.toml: quantization.weigths: unknown key (did you mean weights?)`."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"{path.name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    close = difflib.get_close_matches(str(first["loc"][-1]), _keys(first["loc"][:-1]), n=1)
+    return f"{path.name}: {where}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def _keys(where: tuple[int | str, ...]) -> list[str]:
+    table: Any = Profile
+    for part in where:
+        if isinstance(part, str):
+            table = table.model_fields[part].annotation
+    if not hasattr(table, "model_fields"):  # tuple[Provider, ...]
+        table = table.__args__[0]
+    return list(table.model_fields)
