@@ -147,7 +147,7 @@ def load(path: Path) -> Profile:
 def recognise(facts: dict[str, Any]) -> list[Profile]:
     """The profiles whose facts the device shows (what `edge-agent probe` prints), the most specific first."""
     fitting = [profile for profile in map(find, names()) if _fits(profile.recognise, facts)]
-    return sorted(fitting, key=lambda profile: -_specificity(profile))
+    return sorted(fitting, key=_specificity, reverse=True)
 
 
 def resembles(profile: Profile, facts: dict[str, Any]) -> bool:
