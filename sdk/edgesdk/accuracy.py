@@ -1,0 +1,261 @@
+"""Accuracy: the same samples through the original and the result, and the budget's judge.
+
+    judge = Judge.load("evaluate.py:evaluate", original, held_back)
+    before = judge.scores(original_run)
+    verdict = judge.compare(before, judge.scores(result_run), candidates=3)
+    verdict.drop
+
+Per-sample scores are parted in two by a fixed permutation: candidates are ranked on the first half (selection), and the one
+winner is judged once on the second. Otherwise the best of many candidates passes by luck: with 300 samples, a true drop of
+two points passes "at most one" in 24 % of cases with one candidate and in 99 % with the best of twenty.
+"""
+
+import contextlib
+import importlib.util
+import io
+import math
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesdk.calibration import Feeds
+from edgesdk.errors import EvaluationError
+
+Run = Callable[[Feeds], Feeds]
+Scores = NDArray[np.float64]
+
+AGREEMENT = "agreement with the original"
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Original and result on the judging samples. Scores are "higher is better", their mean is the metric."""
+
+    metric: str
+    before: float
+    after: float
+    drop: float
+    samples: int
+    lost: int  # samples that score less than before
+    gained: int
+    interval: tuple[float, float] | None  # of the drop, 95 %; None where the function gives one number only
+    candidates: int
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Scores a model. ``evaluate(run)`` gives one score a sample, or a single number."""
+
+    metric: str
+    source: str
+    evaluate: Callable[[Run], Scores]
+
+    @classmethod
+    def load(cls, source: str | None, original: Run, held_back: Iterable[Feeds], *, held_back_source: str) -> "Judge":
+        """The user's function or labelled file; without one, agreement with the original on held-back samples.
+
+        Raises EvaluationError for what cannot be loaded.
+        """
+        if source is None:
+            return _agreement(original, held_back, held_back_source)
+        if source.endswith(".npz"):
+            return _labelled(Path(source))
+        return _function(source)
+
+    def scores(self, run: Run) -> Scores:
+        """Scores of shape [samples], or [1] where the user's function gives one number. Raises EvaluationError."""
+        scores = self.evaluate(run)
+        if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
+            raise EvaluationError(
+                f"`{self.source}` returned {_described(scores)}", "return a one-dimensional array of finite scores, one a sample, or one finite number"
+            )
+        return scores
+
+    def compare(self, before: Scores, after: Scores, *, candidates: int) -> Accuracy:
+        """The verdict on the judging half. Scores must be of the same samples."""
+        before, after = (judging_half(scores) for scores in self._matched(before, after))
+        return Accuracy(
+            metric=self.metric,
+            before=float(before.mean()),
+            after=float(after.mean()),
+            drop=float(before.mean() - after.mean()),
+            samples=len(before),
+            lost=int((after < before).sum()),
+            gained=int((after > before).sum()),
+            interval=_interval(before, after),
+            candidates=candidates,
+            source=self.source if len(before) > 1 else f"{self.source}, selected and judged on the same samples",
+        )
+
+    def selection_drop(self, before: Scores, after: Scores) -> float:
+        """How much a candidate loses on the half that candidates are ranked on."""
+        before, after = (selection_half(scores) for scores in self._matched(before, after))
+        return float(before.mean() - after.mean())
+
+    def _matched(self, before: Scores, after: Scores) -> tuple[Scores, Scores]:
+        if before.shape != after.shape:
+            raise EvaluationError(
+                f"`{self.source}` returned {len(before)} scores for the original and {len(after)} for the result", "score the same samples each time"
+            )
+        return before, after
+
+
+def selection_half(scores: Scores) -> Scores:
+    """The scores on which candidates are ranked; all of them where there is only one."""
+    return scores[np.random.default_rng(0).permutation(len(scores))[: len(scores) // 2]] if len(scores) > 1 else scores
+
+
+def judging_half(scores: Scores) -> Scores:
+    """The scores on which the one winner is judged; all of them where there is only one."""
+    return scores[np.random.default_rng(0).permutation(len(scores))[len(scores) // 2 :]] if len(scores) > 1 else scores
+
+
+def agree(expected: Feeds, got: Feeds) -> float:
+    """1.0 where two answers say the same: equal argmax for softmax-like outputs, cosine of at least 0.99 for the others."""
+    return float(all(_same(expected[name], got[name]) for name in expected))
+
+
+def _same(expected: NDArray[Any], got: NDArray[Any]) -> bool:
+    if expected.shape != got.shape:
+        return False
+    if expected.dtype.kind not in "fc":
+        return bool((expected == got).all())
+    if _is_distribution(expected):
+        return bool((expected.argmax(-1) == got.argmax(-1)).all())
+    a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return bool(np.isfinite(b).all()) and (float(a @ b) >= 0.99 * lengths if lengths else np.allclose(a, b))
+
+
+def _is_distribution(values: NDArray[Any]) -> bool:
+    return values.ndim >= 2 and values.shape[-1] > 1 and bool((values >= 0).all() and np.allclose(values.sum(-1), 1, atol=1e-3))
+
+
+def _agreement(original: Run, held_back: Iterable[Feeds], source: str) -> Judge:
+    feeds = list(held_back)
+    answers = [original(feed) for feed in feeds]
+
+    def evaluate(run: Run) -> Scores:
+        return np.array([agree(answer, run(feed)) for feed, answer in zip(feeds, answers, strict=True)], float)
+
+    return Judge(AGREEMENT, source, evaluate)
+
+
+def _labelled(path: Path) -> Judge:
+    """Top-1 on an .npz that holds the inputs and ``labels``."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise EvaluationError(f"the evaluation file `{path}` cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise EvaluationError(f"the evaluation file `{path}` is not a plain .npz: {error}", "object arrays are pickles, which are code: save numbers") from error
+    if "labels" not in arrays:
+        raise EvaluationError(f"`{path.name}` has no `labels`, it holds {', '.join(arrays) or 'nothing'}", "save it as np.savez(..., labels=classes)")
+    labels = arrays.pop("labels")
+    if not arrays or any(len(array) != len(labels) for array in arrays.values()):
+        raise EvaluationError(f"`{path.name}` has {len(labels)} labels, and inputs of other lengths", "one label for each sample along the first axis")
+
+    def evaluate(run: Run) -> Scores:
+        right = []
+        for index, label in enumerate(labels):
+            answer = run({name: array[index : index + 1] for name, array in arrays.items()})
+            right.append(_class_of(answer, path) == label)
+        return np.array(right, float)
+
+    return Judge("top-1", path.name, evaluate)
+
+
+def _class_of(answer: Feeds, path: Path) -> Any:
+    """A whole-number or text output of one element is the class itself; else the argmax of the first output with classes."""
+    for values in answer.values():
+        if values.size == 1 and values.dtype.kind in "iuUO":
+            return values.ravel()[0]
+    for values in answer.values():
+        if values.dtype.kind == "f" and values.size > 1:
+            return int(values.ravel().argmax())
+    raise EvaluationError(f"no output of the model is a class or has scores of classes, so `{path.name}` cannot be used", "write a function: module.py:function")
+
+
+def _function(source: str) -> Judge:
+    """``module.py:function``: its folder is importable while it runs, as if it were run there."""
+    file, _, name = source.rpartition(":")
+    path = Path(file)
+    if not file.endswith(".py") or not name.isidentifier():
+        raise EvaluationError(f"`{source}` names no evaluation", "give module.py:function, or an .npz with `labels`")
+    if not path.is_file():
+        raise EvaluationError(f"there is no file `{path}`", "give module.py:function")
+    function = _load(path, name)
+
+    def evaluate(run: Run) -> Scores:
+        with _users_code(source, path.parent):
+            return np.atleast_1d(np.asarray(function(run), dtype=np.float64))
+
+    return Judge(f"{name}({path.name})", source, evaluate)
+
+
+def _load(path: Path, name: str) -> Callable[[Run], Any]:
+    spec = importlib.util.spec_from_file_location(f"edgesdk_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None, "a .py file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    with _users_code(str(path), path.parent):
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise EvaluationError(f"`{path}` has no function `{name}`")
+    return function  # type: ignore[no-any-return]  # the user's, checked when it answers
+
+
+@contextlib.contextmanager
+def _users_code(source: str, folder: Path) -> Any:
+    """What the user's code prints goes to stderr, and what it raises becomes one error that carries its traceback."""
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    except EvaluationError:
+        raise
+    except Exception as error:  # noqa: BLE001  # any exception of the user's code is shown as the user's
+        text = io.StringIO()
+        traceback.print_exception(error, file=text)
+        lines = [line for line in text.getvalue().splitlines() if line.strip()]
+        raise EvaluationError(f"`{source}` failed: {type(error).__name__}: {error}", "\n".join(lines[-12:])) from error
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+def _interval(before: Scores, after: Scores) -> tuple[float, float] | None:
+    """95 % interval of the mean drop of paired scores.
+
+    For scores of 0 and 1 the adjusted Wald interval of Agresti and Min (2005, "Simple improved confidence intervals for
+    comparing matched proportions"), which adds half a sample to each cell and so does not collapse when nothing was lost;
+    for other scores the normal one.
+    """
+    count = len(before)
+    if count < 2:
+        return None
+    drops = before - after
+    mean, variance = float(drops.mean()), float(drops.var(ddof=1)) / count
+    if set(np.unique(before)) | set(np.unique(after)) <= {0.0, 1.0}:
+        lost, gained, total = float((drops > 0).sum()) + 0.5, float((drops < 0).sum()) + 0.5, count + 2
+        mean = (lost - gained) / total
+        variance = (lost + gained - (lost - gained) ** 2 / total) / total**2
+    reach = 1.96 * math.sqrt(variance)
+    return round(mean - reach, 6), round(mean + reach, 6)
+
+
+def _described(scores: Scores) -> str:
+    if scores.ndim != 1 or not scores.size:
+        return f"an array of shape {list(scores.shape)}"
+    return f"{int((~np.isfinite(scores)).sum())} scores that are not finite, of {len(scores)}"

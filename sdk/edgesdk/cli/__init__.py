@@ -1,0 +1,65 @@
+"""The command line: parses, calls, shows. Data goes to stdout, talk to stderr.
+
+Exit 0: worked; 1: you can fix it; 2: wrong usage; 70: our bug, with its traceback; 130: interrupted.
+Nothing heavy is imported here or at the top of the files beside: `edgesdk --help` must stay quick.
+"""
+
+import sys
+import traceback
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from edgesdk.cli import devices, models, profiles
+from edgesdk.cli.output import fail, say
+
+
+class Verbs(TyperGroup):
+    """Runs a verb and turns what it raises into a sentence and an exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own subclass of click's
+        from edge_agent.bundle import BundleError
+
+        from edgesdk.errors import EdgeSDKError
+
+        try:
+            return super().invoke(ctx)
+        except (EdgeSDKError, BundleError) as error:
+            fail(str(error), error.hint)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            say("interrupted")
+            raise typer.Exit(130) from interrupt
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            fail(_system_error(error), "")
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take a trained model to a small computer and keep it running there.",
+)
+models.register(app)
+app.add_typer(profiles.app, name="profile")
+devices.register(app)
+
+
+def main() -> None:
+    """The console script. An exception that gets this far is our bug."""
+    try:
+        app()
+    except Exception:  # noqa: BLE001  # the outermost border: shown whole, exit 70
+        traceback.print_exc()
+        say("this is a bug of edgesdk: please report it with the lines above")
+        sys.exit(70)
+
+
+def _system_error(error: OSError) -> str:
+    """`bundles/ocr: No space left on device`, without Python's numbers."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)

@@ -1,0 +1,206 @@
+"""The verbs about models: convert, inspect, check, optimize, package, verify, init."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, table
+
+if TYPE_CHECKING:
+    from edgesdk.packaging import Packaged
+    from edgesdk.profiles import Profile
+
+ModelFile = Annotated[Path, typer.Argument(help="an ONNX file")]
+ProfileName = Annotated[str, typer.Option("--profile", "-p", help="a profile's name, or a .toml file")]
+Calibration = Annotated[str | None, typer.Option(help="unlabelled samples: .npz, .npy, a folder of them, or module.py:function")]
+
+
+def register(app: typer.Typer) -> None:
+    """The verbs in the order in which one needs them."""
+    for verb in (init, convert, inspect, check, optimize, package, verify):
+        app.command()(verb)
+
+
+def package(
+    model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, what edgesdk.toml says")] = None,
+    profile: Annotated[list[str] | None, typer.Option("--profile", "-p", help="hardware profile; repeat it for several in one bundle")] = None,
+    calibration: Calibration = None,
+    evaluate: Annotated[str | None, typer.Option(help="module.py:function(run) -> scores, or an .npz with `labels`")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="greatest loss of accuracy, in units of the metric")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="greatest median latency, here where it can be measured, and on the device")] = None,
+    max_size_bytes: Annotated[int | None, typer.Option(help="greatest size of the model's files")] = None,
+    labels: Annotated[Path | None, typer.Option(help="one class name a line, shipped beside the model")] = None,
+    name: Annotated[str | None, typer.Option(help="what programs on the device ask for")] = None,
+    release: Annotated[int | None, typer.Option(min=1, help="release number; the next one if not given")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="replay the recipe of a recipe.json or a bundle")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder or .tar; bundles/NAME if not given")] = None,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="replace whatever is at --output")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert, compress, prove and package a model for one or more profiles."""
+    from edgesdk import packaging, profiles, project
+
+    here = project.load(Path())
+    source = model or project.find_model(Path(), here)
+    called = name or project.name_for(source, here)
+    limits = {
+        "max_drop": max_drop if max_drop is not None else here.budget.max_drop,
+        "max_latency_ms": max_latency_ms or here.budget.max_latency_ms,
+        "max_size_bytes": max_size_bytes or here.budget.max_size_bytes,
+    }
+    chosen = [_with_limits(profiles.find(wanted), limits) for wanted in _wanted(profile, here.profiles)]
+    request = packaging.Request(
+        model=source,
+        profiles=tuple(chosen),
+        name=called,
+        output=output or Path("bundles", called),
+        calibration=calibration or here.calibration,
+        evaluate=evaluate or here.evaluate,
+        labels=labels or (Path(here.labels) if here.labels else None),
+        release=release,
+        steps=packaging.read_recipe(recipe, chosen[0].name) if recipe else None,
+        force=force,
+    )
+    with progress() as advance:
+        packaged = packaging.package(request, advance)
+    results = [one.to_dict() for one in packaged]
+    show(results[0] if len(results) == 1 else results, "\n\n".join(map(_told, packaged)), as_json=as_json)
+
+
+def verify(bundle: Annotated[Path, typer.Argument(help="a bundle: folder or .tar")], *, as_json: AsJson = False) -> None:
+    """Check a bundle: digests, its profile's constraints, and the golden answers on this machine."""
+    from edgesdk import packaging
+
+    checked = packaging.verify(bundle)
+    rows = [(one["profile"], one["name"], str(one["release"]), one["digest"][7:19], one["golden"]) for one in checked]
+    show(checked, table(rows, head=("profile", "name", "release", "digest", "golden answers here")), as_json=as_json)
+
+
+def optimize(
+    model: ModelFile,
+    profile: ProfileName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the optimized .onnx")],
+    calibration: Calibration = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Write the model that `package` would put into a bundle, without the bundle."""
+    from edgesdk import packaging, profiles
+
+    with progress() as advance:
+        written = packaging.optimize(model, profiles.find(profile), output, calibration, advance)
+    text = f"{output}: {bytes_text(written['size_bytes']['before'])} → {bytes_text(written['size_bytes']['after'])}, {_steps(written['recipe'])}"
+    show(written, text, as_json=as_json)
+
+
+def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) -> None:
+    """List what in a model does not obey a profile; exit 1 if anything does not."""
+    from edgesdk import constraints, graph, profiles
+
+    violations = constraints.check(graph.load(model), profiles.find(profile))
+    text = "\n".join(map(str, violations)) or f"{model} obeys `{profile}`"
+    show([violation.to_dict() for violation in violations], text, as_json=as_json)
+    if violations:
+        raise typer.Exit(1)
+
+
+def inspect(model: ModelFile, *, as_json: AsJson = False) -> None:
+    """Inputs, outputs, operators and parameters of a model."""
+    from edgesdk import graph
+
+    loaded = graph.load(model)
+    described = graph.describe(loaded)
+    rows = [("input", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.inputs(loaded)]
+    rows += [("output", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.outputs(loaded)]
+    rows += [("opset", str(described.opset), ""), ("parameters", f"{described.parameters:,}", "")]
+    rows += [("operator", name, str(count)) for name, count in sorted(described.operators.items(), key=lambda item: -item[1])]
+    show(described.to_dict(), table(rows, head=("what", "name", "")), as_json=as_json)
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help=".skops, .pkl or .joblib (scikit-learn); .pt2, .pt or module.py:function (PyTorch)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .onnx to write")],
+    samples: Annotated[str | None, typer.Option(help="samples to check the result on: .npz or .npy")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset to write")] = None,
+    *,
+    trust: Annotated[bool, typer.Option("--trust", help="load a pickle: it can run any code")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a scikit-learn or PyTorch model to ONNX, checked against the source on samples."""
+    from edgesdk import convert as converting
+
+    converted = converting.convert(source, output, samples=samples, trust=trust, opset=opset)
+    data = converted.to_dict()
+    show(data, f"{output}: agrees with {source} ({', '.join(f'{key} {value}' for key, value in data.items() if key not in ('source', 'target'))})", as_json=as_json)
+
+
+def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None) -> None:
+    """Write a commented edgesdk.toml from what is in this folder."""
+    from edge_agent import probe
+
+    from edgesdk import profiles, project
+    from edgesdk.errors import ProjectError
+
+    target = Path(project.FILE)
+    if target.exists():
+        raise ProjectError(f"{project.FILE} is already here", "edit it, or remove it first")
+    chosen = model or project.find_model(Path(), project.Project())
+    found = {key: next((str(path) for path in sorted(Path().glob(pattern))), None) for key, pattern in (("calibration", "calib*"), ("evaluate", "eval*"))}
+    evaluate = found["evaluate"] + ":evaluate" if found["evaluate"] and found["evaluate"].endswith(".py") else found["evaluate"]
+    fitting = [profile.name for profile in profiles.recognise(probe.facts())][:1]
+    target.write_text(project.template(str(chosen), calibration=found["calibration"], evaluate=evaluate, profiles=fitting), encoding="utf-8")
+    say(f"wrote {target}: look it through, then run `edgesdk package`")
+
+
+def _wanted(given: list[str] | None, project_profiles: tuple[str, ...]) -> tuple[str, ...]:
+    from edge_agent import probe
+
+    from edgesdk import profiles
+    from edgesdk.errors import ProjectError
+
+    if given or project_profiles:
+        return tuple(dict.fromkeys(given or project_profiles))
+    fitting = [profile.name for profile in profiles.recognise(probe.facts())]
+    raise ProjectError("no profile was named", f"give --profile; `edgesdk profile list` shows them all, and this machine is {' or '.join(fitting) or 'none of them'}")
+
+
+def _with_limits(profile: "Profile", limits: dict[str, Any]) -> "Profile":
+    """The profile with what the command line and the project say of its budget."""
+    said = {key: value for key, value in limits.items() if value is not None}
+    return profile.model_copy(update={"budget": profile.budget.model_copy(update=said)})
+
+
+def _told(packaged: "Packaged") -> str:
+    """The result as a person reads it."""
+    size, accuracy, latency = packaged.size_bytes, packaged.accuracy, packaged.latency_ms
+    interval = f", 95 % of the drop in {accuracy.interval[0]:+.4f} … {accuracy.interval[1]:+.4f}" if accuracy.interval else ""
+    lines = [
+        f"{packaged.bundle}  {packaged.name} release {packaged.release} for {packaged.profile}  {packaged.digest[7:19]}",
+        f"  recipe    {_steps(packaged.recipe)}",
+        f"  size      {bytes_text(size['before'])} → {bytes_text(size['after'])}",
+        f"  accuracy  {accuracy.before:.4f} → {accuracy.after:.4f}  ({accuracy.metric}, {accuracy.samples} samples: {accuracy.lost} lost, {accuracy.gained} gained{interval})",
+    ]
+    if latency["before"] is not None:
+        low, high = latency["interval"]
+        lines.append(
+            f"  latency   {latency['before']:.2f} → {latency['after']:.2f} ms, {latency['speedup']:.2f}× ({low:.2f} … {high:.2f}; {latency['runs']} pairs on {latency['device']})"
+        )
+    lines += [f"  tried     {one['label']}: {_became(one)}" for one in packaged.candidates]
+    lines += [f"  note      {note}" for note in packaged.notes]
+    return "\n".join(lines)
+
+
+def _became(candidate: dict[str, Any]) -> str:
+    speed = f"{candidate['speed']['speedup']:.2f}× of float32" if candidate["speed"] else ""
+    drop = f"drop {candidate['selection_drop']:.4f}" if candidate["selection_drop"] is not None else ""
+    return ", ".join(filter(None, (speed, drop, candidate["note"])))
+
+
+def _steps(recipe: Any) -> str:
+    return " → ".join(step["pass"] for step in recipe) or "none: the original"
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"

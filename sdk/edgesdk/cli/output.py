@@ -1,0 +1,89 @@
+"""Owns the streams: data on stdout, talk and progress on stderr, progress on a terminal only."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from edgesdk.progress import Progress, silent
+
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
+
+
+def show(data: Any, text: str, *, as_json: bool) -> None:
+    """A result: its JSON for scripts, or its text for people."""
+    print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+
+
+def say(message: str) -> None:
+    """Talk."""
+    print(message, file=sys.stderr)
+
+
+def fail(message: str, hint: str) -> None:
+    """An error, in red on a terminal; as JSON on stdout too where the verb was asked for JSON."""
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"message": message, "hint": hint}}, ensure_ascii=False))
+    typer.secho(f"error: {message}", fg="red", err=True)
+    if hint:
+        say(f"  try: {hint}")
+
+
+def table(rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> str:
+    """Columns, as wide as they need; numbers to the right."""
+    body = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(head), *body]) for i in range(len(head))]
+    right = [bool(body) and all(_is_number(row[i]) for row in body) for i in range(len(head))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "  ".join(cell.rjust(width) if r else cell.ljust(width) for cell, width, r in zip(cells, widths, right, strict=True)).rstrip()
+
+    return "\n".join([line(head), line(["─" * width for width in widths]), *map(line, body)])
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar on stderr while something runs; silent where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(stderr=True)
+    counted = Bars(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console, transient=True)
+    sent = Bars(TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True)
+    tasks: dict[str, Any] = {}
+
+    def advance(stage: str, done: int, total: int) -> None:
+        bars, other = (sent, counted) if stage.startswith("send") else (counted, sent)
+        if stage not in tasks:
+            other.stop()
+            for task in bars.tasks:
+                task.visible = False
+            bars.start()
+            tasks[stage] = bars.add_task(stage, total=total or None)
+        bars.update(tasks[stage], completed=done, total=total or None, visible=True)
+
+    try:
+        yield advance
+    finally:
+        counted.stop()
+        sent.stop()
+
+
+def bytes_text(count: float) -> str:
+    """`10.4 MB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).replace("-", "", 1).isdigit() or text in ("", "–")
