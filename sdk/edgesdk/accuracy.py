@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk.calibration import Feeds
+from edgesdk import arrays
 from edgesdk.errors import EvaluationError
+from edgesdk.graph import Array, Feeds
 
-Run = Callable[[Feeds], Feeds]
+Run = Callable[[Feeds], dict[str, Array]]
 Scores = NDArray[np.float64]
 
 AGREEMENT = "agreement with the original"
@@ -153,23 +154,17 @@ def _agreement(original: Run, held_back: Iterable[Feeds], source: str) -> Judge:
 
 def _labelled(path: Path) -> Judge:
     """Top-1 on an .npz that holds the inputs and ``labels``."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except OSError as error:
-        raise EvaluationError(f"the evaluation file `{path}` cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise EvaluationError(f"the evaluation file `{path}` is not a plain .npz: {error}", "object arrays are pickles, which are code: save numbers") from error
-    if "labels" not in arrays:
-        raise EvaluationError(f"`{path.name}` has no `labels`, it holds {', '.join(arrays) or 'nothing'}", "save it as np.savez(..., labels=classes)")
-    labels = arrays.pop("labels")
-    if not arrays or any(len(array) != len(labels) for array in arrays.values()):
+    loaded = arrays.read(path)
+    if "labels" not in loaded:
+        raise EvaluationError(f"`{path.name}` has no `labels`, it holds {', '.join(loaded) or 'nothing'}", "save it as np.savez(..., labels=classes)")
+    labels = loaded.pop("labels")
+    if not loaded or any(len(array) != len(labels) for array in loaded.values()):
         raise EvaluationError(f"`{path.name}` has {len(labels)} labels, and inputs of other lengths", "one label for each sample along the first axis")
 
     def evaluate(run: Run) -> Scores:
         right = []
         for index, label in enumerate(labels):
-            answer = run({name: array[index : index + 1] for name, array in arrays.items()})
+            answer = run({name: array[index : index + 1] for name, array in loaded.items()})
             right.append(_class_of(answer, path) == label)
         return np.array(right, float)
 
@@ -184,7 +179,9 @@ def _class_of(answer: Feeds, path: Path) -> Any:
     for values in answer.values():
         if values.dtype.kind == "f" and values.size > 1:
             return int(values.ravel().argmax())
-    raise EvaluationError(f"no output of the model is a class or has scores of classes, so `{path.name}` cannot be used", "write a function: module.py:function")
+    raise EvaluationError(
+        f"no output of the model is a class or has scores of classes, so `{path.name}` cannot be used", "write a function: module.py:function"
+    )
 
 
 def _function(source: str) -> Judge:
@@ -226,7 +223,7 @@ def _users_code(source: str, folder: Path) -> Any:
             yield
     except EvaluationError:
         raise
-    except Exception as error:  # noqa: BLE001  # any exception of the user's code is shown as the user's
+    except Exception as error:  # any exception of the user's code is shown as the user's
         text = io.StringIO()
         traceback.print_exception(error, file=text)
         lines = [line for line in text.getvalue().splitlines() if line.strip()]

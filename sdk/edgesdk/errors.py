@@ -51,3 +51,11 @@ class DeviceError(EdgeSDKError):
 
 class Refused(EdgeSDKError):
     """The device cannot run this bundle, found out before the first byte."""
+
+
+class RolledBack(DeviceError):
+    """The device switched to the bundle, saw that it answers wrongly, and went back to what ran before."""
+
+
+class OutcomeUnknown(ConnectionFailed):
+    """The connection was lost for good while the device was at work; what it did is not known from here."""

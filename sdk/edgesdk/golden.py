@@ -6,15 +6,16 @@ that is as far from the shipped model as quantization was from float is found ou
 """
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk.calibration import Feeds
+from edgesdk.accuracy import Run
 from edgesdk.errors import ModelError
+from edgesdk.graph import Feeds
 
 SAMPLES = 4
 MAX_BYTES = 16 << 20
@@ -30,9 +31,7 @@ class Golden:
     tolerance: dict[str, float]
 
 
-def record(
-    original: Callable[[Feeds], Feeds], shipped: Callable[[Feeds], Feeds], feeds: Iterable[Feeds], inputs: Sequence[str], outputs: Sequence[str]
-) -> Golden:
+def record(original: Run, shipped: Run, feeds: Iterable[Feeds], inputs: Sequence[str], outputs: Sequence[str]) -> Golden:
     """Run both on the first few feeds. Raises ModelError if the shipped model answers with NaN or infinity where the original does not."""
     arrays: dict[str, NDArray[Any]] = {}
     tolerance = dict.fromkeys(outputs, 0.0)
@@ -60,7 +59,9 @@ def _allowed(name: str, expected: NDArray[Any], answer: NDArray[Any]) -> float:
         return 0.0
     finite = np.isfinite(answer)
     if not finite.all() and np.isfinite(expected).all():
-        raise ModelError(f"the shipped model answers with NaN or infinity in `{name}`, the original does not", "float16 ends at 65504: keep such operators in float32")
+        raise ModelError(
+            f"the shipped model answers with NaN or infinity in `{name}`, the original does not", "float16 ends at 65504: keep such operators in float32"
+        )
     if not finite.any():
         return 0.0
     magnitude = float(np.abs(answer[finite].astype(np.float64)).max())

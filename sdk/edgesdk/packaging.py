@@ -19,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import bundle, probe
-from edge_agent.bundle import Contents, Layout
+from edge_agent import golden as answers
+from edge_agent.bundle import Contents, Layout, Manifest
 from edge_agent.worker import Session, open_session
-
 from edgesdk import calibration, constraints, golden, graph, passes, profiles, recipe
 from edgesdk.accuracy import AGREEMENT, Accuracy, Judge, Run, Scores
 from edgesdk.benchmark import Paired, compare
-from edgesdk.calibration import Feeds, Samples
-from edgesdk.errors import BudgetMissed, ConstraintViolated, ProjectError, SampleError
-from edgesdk.graph import Model
+from edgesdk.calibration import Samples
+from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
+from edgesdk.graph import Feeds, Model
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
-from edgesdk.recipe import Choice, Plan, Step
+from edgesdk.recipe import Candidate, Choice, Plan, Step
 
 GENERATED_SAMPLES = 32
+ORIGINAL = "original"
+SLOWER = 0.98  # an exact rewriting whose speed-up surely lies below this is not worth shipping
 TOOLS = ("edgesdk", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -107,7 +109,7 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     replay = [Plan("replayed", "float32", steps)] if steps is not None else None
     choice = recipe.choose(
         replay or recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes),
-        build=partial(_build, source, progress),
+        build=partial(_build, source),
         drop=lambda model: source.selection_drop(model, optimize=here),
         race=_race(source, profile) if here and not replay else None,
         max_drop=profile.budget.max_drop,
@@ -116,14 +118,57 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     if violations := constraints.check(choice.model, profile):
         raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
     speed = _timed(source, choice.model, profile, progress) if here else None
-    if speed and speed.high < 1 and choice.plan.scheme == "float32" and not replay:
-        choice, speed = _original_kept(source, choice), None
+    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay:
+        choice, speed = _original_kept(source, choice, speed)
     accuracy = source.judged(choice.model, optimize=here, candidates=sum(candidate.drop is not None for candidate in choice.tried))
     files = model_files(choice.model)
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
     answers = golden.record(source.run, runner(choice.model, optimize=here, threads=1), source.held_back, source.inputs, source.outputs)
     return Made(profile, source, choice, accuracy, speed, answers, files, time.monotonic() - began)
+
+
+def optimize(model: Path, profile: Profile, output: Path, samples: str | None, progress: Progress = silent) -> dict[str, Any]:
+    """The model alone that `package` would ship, written to ``output`` with its weights inside or beside. Raises an EdgeSDKError."""
+    source = Source.load(Request(model=model, profiles=(profile,), name="model", output=output, calibration=samples))
+    made = _package_for(profile, source, None, progress)
+    graph.save_as(made.choice.model, output)
+    return {"model": str(output), **made.packaged(Request(model=model, profiles=(profile,), name="model", output=output), 1).to_dict()}
+
+
+def verify(path: Path) -> list[dict[str, Any]]:
+    """Digests of every blob, the constraints of each profile, and its golden answers where this machine can give them.
+
+    Raises BundleError, ConstraintViolated or ModelError at the first thing that is not as it should be.
+    """
+    with Layout.open(path) as layout:
+        layout.verify()
+        return [_verified(layout, profile, manifest) for profile, manifest in layout.manifests().items()]
+
+
+def _verified(layout: Layout, profile: str, manifest: Manifest) -> dict[str, Any]:
+    description = layout.description(manifest)
+    rules = Profile.model_validate_json(layout.blob(manifest.layer("profile.json").digest))
+    with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
+        for layer in manifest.layers:
+            Path(folder, layer.file).write_bytes(layout.blob(layer.digest))
+        model = graph.load(Path(folder, "model.onnx"))
+        if violations := constraints.check(model, rules):
+            raise ConstraintViolated(f"`{layout.name}` does not obey `{profile}`: {violations[0]}", "package the model again")
+        here = profiles.resembles(rules, probe.facts())
+        run = runner(model, optimize=here, threads=1)
+        try:
+            samples = answers.load(Path(folder, "golden.npz"), description)
+            worst = answers.worst_of([answers.compare(sample.answers, run(sample.feeds), description) for sample in samples])
+        except answers.Differs as error:
+            raise ModelError(f"`{layout.name}` for `{profile}` does not give its golden answers here: {error}", "package the model again") from error
+    return {
+        "profile": profile,
+        "name": description.name,
+        "release": description.release,
+        "digest": manifest.digest,
+        "golden": {"samples": len(samples), **worst.to_dict()},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +195,7 @@ class Source:
         samples, held_back = None, calibration.generated(model, GENERATED_SAMPLES, seed=0)
         if request.calibration is not None:
             samples, held_back = calibration.load(request.calibration, model).split()
-        feeds = tuple(held_back)
+        feeds = tuple(held_back) or tuple(samples or ())
         kind = "held-back calibration samples" if request.calibration else "generated inputs"
         judge = Judge.load(request.evaluate, run, feeds, held_back_source=f"{len(feeds)} {kind}")
         labels = read_labels(request.labels) if request.labels else None
@@ -263,7 +308,7 @@ class Made:
     def _notes(self) -> Iterator[str]:
         """What a reader of the result should know, in sentences."""
         if not self.choice.plan.steps:
-            yield "the model is packaged as it is: no pass made it faster or changed it"
+            yield f"the model is packaged as it is: {self._why_untouched()}"
         if self.source.samples is None and "int8" in self.profile.quantization.schemes:
             yield "int8 was not tried: it needs --calibration samples"
         if self.speed is None:
@@ -271,12 +316,17 @@ class Made:
         if self.accuracy.metric == AGREEMENT:
             yield "accuracy is agreement with the original: give --evaluate to measure against labels"
 
+    def _why_untouched(self) -> str:
+        if self.choice.plan.label == ORIGINAL:
+            return "rewriting it made it slower here"
+        if any(candidate.plan.label.endswith(recipe.NOTHING) for candidate in self.choice.tried):
+            return recipe.NOTHING
+        return "no pass changes anything in it"
+
 
 def runner(model: Model, *, optimize: bool = True, threads: int | None = None) -> Run:
     """The model on this machine's CPU. Without ``optimize`` int8 is computed as the file says, not as this CPU's kernels do it."""
-    session = graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1)
-    outputs = [output.name for output in session.get_outputs()]
-    return lambda feeds: dict(zip(outputs, session.run(outputs, feeds), strict=True))
+    return partial(graph.run, graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1))
 
 
 def model_files(model: Model) -> dict[str, bytes]:
@@ -285,12 +335,12 @@ def model_files(model: Model) -> dict[str, bytes]:
     return {"model.onnx": proto, **({"weights.bin": weights} if weights else {})}
 
 
-def _build(source: Source, progress: Progress, plan: Plan) -> tuple[Plan, Model]:
+def _build(source: Source, plan: Plan) -> tuple[Plan, Model]:
     """The plan's model, and the plan with only those steps that changed something."""
     model, steps = source.model, []
     for step in plan.steps:
-        changed = passes.apply([step], model, source.samples, progress)
-        if graph.to_bytes(changed) != graph.to_bytes(model):
+        changed = passes.apply([step], model, source.samples)
+        if changed is not model and graph.to_bytes(changed) != graph.to_bytes(model):
             steps.append(step)
             model = changed
     return replace(plan, steps=tuple(steps)), model
@@ -298,7 +348,7 @@ def _build(source: Source, progress: Progress, plan: Plan) -> tuple[Plan, Model]
 
 def _race(source: Source, profile: Profile) -> Callable[[Model], Paired]:
     """Times a candidate against our own float file, which is what it has to beat."""
-    _, best_float = _build(source, silent, recipe.float_plan(profile, source.shapes))
+    _, best_float = _build(source, recipe.float_plan(profile, source.shapes))
     return lambda candidate: _paired(best_float, candidate, profile, source.held_back)
 
 
@@ -321,8 +371,11 @@ def _opened(model: Model, profile: Profile) -> Iterator[Session]:
         yield open_session(Path(folder), profile.to_dict())
 
 
-def _original_kept(source: Source, choice: Choice) -> Choice:
-    return replace(choice, plan=Plan("original", "float32", ()), model=source.model)
+def _original_kept(source: Source, choice: Choice, speed: Paired) -> tuple[Choice, Paired]:
+    """The file as it was given, because rewriting it made it slower here. Its own latency is before and after."""
+    tried = (*choice.tried, Candidate(choice.plan, speed=speed, note="slower than the original, which is kept"))
+    kept = Choice(Plan(ORIGINAL, "float32", ()), source.model, tried)
+    return kept, replace(speed, after_ms=speed.before_ms, speedup=1.0, low=1.0, high=1.0)
 
 
 def _enforce(profile: Profile, accuracy: Accuracy, speed: Paired | None, size_bytes: int) -> None:
@@ -408,7 +461,9 @@ def read_recipe(path: Path, profile: str) -> tuple[Step, ...]:
                 steps = json.loads(layout.blob(layout.manifests()[profile].layer("recipe.json").digest))
     except (OSError, ValueError, KeyError) as error:
         raise ProjectError(f"there is no recipe for `{profile}` in `{path}`: {error}", "give a recipe.json, or a bundle that has this profile") from error
-    known = isinstance(steps, list) and all(isinstance(step, dict) and step.get("pass") in passes.PASSES and isinstance(step.get("settings"), dict) for step in steps)
+    known = isinstance(steps, list) and all(
+        isinstance(step, dict) and step.get("pass") in passes.PASSES and isinstance(step.get("settings"), dict) for step in steps
+    )
     if not known:
         raise ProjectError(f"`{path}` is no recipe", 'a recipe is a list of {"pass": name, "settings": {}}, with passes that `edgesdk optimize --help` lists')
     return tuple(steps)

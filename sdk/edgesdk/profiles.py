@@ -11,6 +11,7 @@ say beside each value where it comes from. A profile of one's own is a path: `--
 import difflib
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +55,9 @@ class Runtime(_Table):
 class Quantization(_Table):
     """Which number formats to try, and what an int8 file for this hardware looks like."""
 
-    schemes: tuple[Scheme, ...] = Field(("float32",), min_length=1, description="to try, in order of preference; the first ships where speed cannot be measured")
+    schemes: tuple[Scheme, ...] = Field(
+        ("float32",), min_length=1, description="to try, in order of preference; the first ships where speed cannot be measured"
+    )
     activations: Literal["int8", "uint8"] = "int8"
     symmetric: bool = Field(default=True, description="activations' zero points are the middle of their range")
     per_channel: bool = Field(default=True, description="one weight scale an output channel")
@@ -62,6 +65,7 @@ class Quantization(_Table):
     power_of_two: bool = Field(default=False, description="every scale is 2 to a whole power; ranges of least squared error")
     bias: Literal["int32", "int8", "float32"] = Field("int32", description="what a bias is stored as")
     operators: tuple[str, ...] = Field(("Conv", "ConvTranspose", "Gemm", "MatMul"), description="operators whose inputs are quantized")
+    outputs: bool = Field(default=True, description="what these operators answer is quantized too, as onnxruntime's integer kernels want it")
     keep_float32: tuple[str, ...] = Field((), description="operators that stay float32 in a float16 model")
 
 
@@ -126,9 +130,7 @@ def find(name: str) -> Profile:
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
-        raise ProfileError(
-            f"there is no profile `{name}`", f"did you mean `{close[0]}`?" if close else f"there are {', '.join(names())}; or give a .toml file"
-        )
+        raise ProfileError(f"there is no profile `{name}`", f"did you mean `{close[0]}`?" if close else f"there are {', '.join(names())}; or give a .toml file")
     return load(path)
 
 
@@ -144,9 +146,9 @@ def load(path: Path) -> Profile:
     return profile
 
 
-def recognise(facts: dict[str, Any]) -> list[Profile]:
-    """The profiles whose facts the device shows (what `edge-agent probe` prints), the most specific first."""
-    fitting = [profile for profile in map(find, names()) if _fits(profile.recognise, facts)]
+def recognise(facts: dict[str, Any], among: Iterable[Profile] | None = None) -> list[Profile]:
+    """The profiles whose facts the device shows (what `edge-agent probe` prints), the most specific first; of all that come with edgesdk, or ``among`` some."""
+    fitting = [profile for profile in (map(find, names()) if among is None else among) if _fits(profile.recognise, facts)]
     return sorted(fitting, key=_specificity, reverse=True)
 
 
@@ -200,7 +202,7 @@ def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _explained(path: Path, error: ValidationError) -> str:
     """The first thing wrong, as `pi.toml: quantization.weigths: unknown key (did you mean weights?)`."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typing error makes a key missing, too
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"{path.name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}"

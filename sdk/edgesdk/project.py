@@ -1,13 +1,13 @@
 """`edgesdk.toml`: what the commands of a folder are about. The command line wins over it.
 
-    model = "model.onnx"
-    name = "ocr"
-    profiles = ["jetson", "x86-cpu"]
-    calibration = "calibration.npz"
-    evaluate = "evaluate.py:evaluate"
-    devices = ["pi@192.168.1.20"]
-    [budget]
-    max_drop = 0.01
+model = "model.onnx"
+name = "ocr"
+profiles = ["jetson", "x86-cpu"]
+calibration = "calibration.npz"
+evaluate = "evaluate.py:evaluate"
+devices = ["pi@192.168.1.20"]
+[budget]
+max_drop = 0.01
 """
 
 import re
@@ -81,6 +81,15 @@ def name_for(model: Path, project: Project) -> str:
     return project.name or re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("._-")[:63] or "model"
 
 
+def newest_bundle(folder: Path, project: Project) -> Path:
+    """The bundle that `deploy` without one means: the project's, else the newest below `bundles/`. Raises ProjectError."""
+    packaged = sorted(folder.glob("bundles/*/oci-layout"), key=lambda path: path.stat().st_mtime)
+    named = [path for path in packaged if path.parent.name == project.name]
+    if not packaged:
+        raise ProjectError("no bundle was named, and none was packaged here", "run `edgesdk package` first, or give a bundle's path")
+    return (named or packaged)[-1].parent
+
+
 def template(model: str, *, calibration: str | None, evaluate: str | None, profiles: list[str]) -> str:
     """A commented `edgesdk.toml` for `edgesdk init`."""
 
@@ -96,8 +105,8 @@ def template(model: str, *, calibration: str | None, evaluate: str | None, profi
             line("profiles", profiles, "see `edgesdk profile list`"),
             line("calibration", calibration, "unlabelled samples: .npz, .npy, a folder, or module.py:function"),
             line("evaluate", evaluate, "module.py:function(run) -> scores, or an .npz with `labels`"),
-            "# labels = \"labels.txt\"                        # one class name a line, shipped beside the model\n",
-            "# devices = [\"pi@192.168.1.20\"]                # where `edgesdk deploy` without a host goes\n",
+            '# labels = "labels.txt"                        # one class name a line, shipped beside the model\n',
+            '# devices = ["pi@192.168.1.20"]                # where `edgesdk deploy` without a host goes\n',
             "\n[budget]\n",
             line("max_drop", 0.01, "greatest loss of accuracy, in units of the metric"),
             "# max_latency_ms = 20\n# max_size_bytes = 10_000_000\n",

@@ -4,8 +4,8 @@
     choose(plans, …)        the fastest that keeps the budget; where speed cannot be measured, the first that keeps it
 
 A recipe is a list of steps, `{"pass": name, "settings": {…}}`, which `passes.apply` replays. What this module must know it is
-handed as functions: `build` makes a plan's model and leaves out the steps that changed nothing, `drop` scores it on the selection samples, `race` times it against the best
-float model. It knows neither benchmark nor device.
+handed as functions: `build` makes a plan's model and leaves out the steps that changed nothing, `drop` scores it on the
+selection samples, `race` times it against the best float model. It knows neither benchmark nor device.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from edgesdk import passes
 from edgesdk.errors import BudgetMissed, ModelError
 from edgesdk.graph import Model
+from edgesdk.passes.quantize import SETTINGS
 from edgesdk.profiles import Profile, Scheme
 from edgesdk.progress import Progress
 
@@ -22,6 +23,7 @@ Step = dict[str, Any]
 
 MATRIX_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 CONVOLUTIONS = ("Conv", "ConvTranspose")
+NOTHING = "there is nothing to quantize"
 
 
 class Speed(Protocol):
@@ -109,6 +111,8 @@ def choose(
     tried: list[Candidate] = []
     for index, plan in enumerate(candidates):
         progress("try recipes", index, len(candidates))
+        if plan.scheme == "int8" and any(candidate.plan.label.endswith(NOTHING) for candidate in tried):
+            continue  # it would quantize less than nothing
         tried.append(_attempt(plan, build, race))
         if race is None and tried[-1].model is not None:
             tried[-1] = _scored(tried[-1], drop, max_drop)
@@ -129,6 +133,8 @@ def _attempt(plan: Plan, build: Callable[[Plan], tuple[Plan, Model]], race: Call
         plan, model = build(plan)
     except ModelError as error:
         return Candidate(plan, note=str(error))
+    if plan.scheme == "int8" and all(step["pass"] != "quantize" for step in plan.steps):
+        plan = replace(plan, label=f"{plan.label}: {NOTHING}", scheme="float32")
     if race is None or plan.scheme == "float32":
         return Candidate(plan, model)
     speed = race(model)
@@ -157,16 +163,7 @@ def _speedup(candidate: Candidate) -> float:
 
 
 def _int8(profile: Profile, operators: tuple[str, ...]) -> dict[str, Any]:
-    scheme = profile.quantization
-    return {
-        "operators": list(operators),
-        "activations": scheme.activations,
-        "symmetric": scheme.symmetric,
-        "per_channel": scheme.per_channel,
-        "reduce_range": scheme.reduce_range,
-        "power_of_two": scheme.power_of_two,
-        "bias": scheme.bias,
-    }
+    return {**profile.quantization.model_dump(include=set(SETTINGS)), "operators": list(operators)}
 
 
 def _operator_sets(operators: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
@@ -186,5 +183,6 @@ def _missed(tried: list[Candidate], max_drop: float) -> tuple[str, str]:
     closest = min(drops)
     return (
         f"the accuracy budget of {max_drop:g} cannot be kept ({story})",
-        f"the closest loses {closest:.4f}: allow it with --max-drop {max(closest, 0) * 1.05 + 1e-4:.4f}, give more calibration samples, or take another profile",
+        f"the closest loses {closest:.4f}: allow it with --max-drop {max(closest, 0) * 1.05 + 1e-4:.4f}, "
+        "give more calibration samples, or take another profile",
     )

@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgesdk.cli import devices, models, profiles
-from edgesdk.cli.output import fail, say
+from edgesdk.cli.output import fail, say, show
 
 
 class Verbs(TyperGroup):
@@ -20,12 +20,13 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own subclass of click's
         from edge_agent.bundle import BundleError
-
         from edgesdk.errors import EdgeSDKError
 
         try:
             return super().invoke(ctx)
         except (EdgeSDKError, BundleError) as error:
+            if "--json" in sys.argv:
+                show({"error": {"message": str(error), "hint": error.hint}}, "", as_json=True)
             fail(str(error), error.hint)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:

@@ -1,5 +1,6 @@
 """The verbs about models: convert, inspect, check, optimize, package, verify, init."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +75,10 @@ def verify(bundle: Annotated[Path, typer.Argument(help="a bundle: folder or .tar
     from edgesdk import packaging
 
     checked = packaging.verify(bundle)
-    rows = [(one["profile"], one["name"], str(one["release"]), one["digest"][7:19], one["golden"]) for one in checked]
+    rows = [
+        (one["profile"], one["name"], one["release"], one["digest"][7:19], f"{one['golden']['difference']:.2g} of {one['golden']['tolerance']:.2g} allowed")
+        for one in checked
+    ]
     show(checked, table(rows, head=("profile", "name", "release", "digest", "golden answers here")), as_json=as_json)
 
 
@@ -101,7 +105,7 @@ def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) ->
 
     violations = constraints.check(graph.load(model), profiles.find(profile))
     text = "\n".join(map(str, violations)) or f"{model} obeys `{profile}`"
-    show([violation.to_dict() for violation in violations], text, as_json=as_json)
+    show([asdict(violation) for violation in violations], text, as_json=as_json)
     if violations:
         raise typer.Exit(1)
 
@@ -116,7 +120,7 @@ def inspect(model: ModelFile, *, as_json: AsJson = False) -> None:
     rows += [("output", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.outputs(loaded)]
     rows += [("opset", str(described.opset), ""), ("parameters", f"{described.parameters:,}", "")]
     rows += [("operator", name, str(count)) for name, count in sorted(described.operators.items(), key=lambda item: -item[1])]
-    show(described.to_dict(), table(rows, head=("what", "name", "")), as_json=as_json)
+    show(asdict(described), table(rows, head=("what", "name", "")), as_json=as_json)
 
 
 def convert(
@@ -133,13 +137,16 @@ def convert(
 
     converted = converting.convert(source, output, samples=samples, trust=trust, opset=opset)
     data = converted.to_dict()
-    show(data, f"{output}: agrees with {source} ({', '.join(f'{key} {value}' for key, value in data.items() if key not in ('source', 'target'))})", as_json=as_json)
+    show(
+        data,
+        f"{output}: agrees with {source} ({', '.join(f'{key} {value}' for key, value in data.items() if key not in ('source', 'target'))})",
+        as_json=as_json,
+    )
 
 
 def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None) -> None:
     """Write a commented edgesdk.toml from what is in this folder."""
     from edge_agent import probe
-
     from edgesdk import profiles, project
     from edgesdk.errors import ProjectError
 
@@ -156,14 +163,15 @@ def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; withou
 
 def _wanted(given: list[str] | None, project_profiles: tuple[str, ...]) -> tuple[str, ...]:
     from edge_agent import probe
-
     from edgesdk import profiles
     from edgesdk.errors import ProjectError
 
     if given or project_profiles:
         return tuple(dict.fromkeys(given or project_profiles))
     fitting = [profile.name for profile in profiles.recognise(probe.facts())]
-    raise ProjectError("no profile was named", f"give --profile; `edgesdk profile list` shows them all, and this machine is {' or '.join(fitting) or 'none of them'}")
+    raise ProjectError(
+        "no profile was named", f"give --profile; `edgesdk profile list` shows them all, and this machine is {' or '.join(fitting) or 'none of them'}"
+    )
 
 
 def _with_limits(profile: "Profile", limits: dict[str, Any]) -> "Profile":
@@ -180,13 +188,13 @@ def _told(packaged: "Packaged") -> str:
         f"{packaged.bundle}  {packaged.name} release {packaged.release} for {packaged.profile}  {packaged.digest[7:19]}",
         f"  recipe    {_steps(packaged.recipe)}",
         f"  size      {bytes_text(size['before'])} → {bytes_text(size['after'])}",
-        f"  accuracy  {accuracy.before:.4f} → {accuracy.after:.4f}  ({accuracy.metric}, {accuracy.samples} samples: {accuracy.lost} lost, {accuracy.gained} gained{interval})",
+        f"  accuracy  {accuracy.before:.4f} → {accuracy.after:.4f}  "
+        f"({accuracy.metric}, {accuracy.samples} samples: {accuracy.lost} lost, {accuracy.gained} gained{interval})",
     ]
     if latency["before"] is not None:
         low, high = latency["interval"]
-        lines.append(
-            f"  latency   {latency['before']:.2f} → {latency['after']:.2f} ms, {latency['speedup']:.2f}× ({low:.2f} … {high:.2f}; {latency['runs']} pairs on {latency['device']})"
-        )
+        speed = f"{latency['speedup']:.2f}× ({low:.2f} … {high:.2f}; {latency['runs']} pairs on {latency['device']})"
+        lines.append(f"  latency   {latency['before']:.2f} → {latency['after']:.2f} ms, {speed}")
     lines += [f"  tried     {one['label']}: {_became(one)}" for one in packaged.candidates]
     lines += [f"  note      {note}" for note in packaged.notes]
     return "\n".join(lines)

@@ -10,12 +10,15 @@ import typer
 
 from edgesdk.progress import Progress, silent
 
+BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
+
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
 def show(data: Any, text: str, *, as_json: bool) -> None:
-    """A result: its JSON for scripts, or its text for people."""
-    print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+    """A result: its JSON for scripts, or its text for people, if there is any."""
+    if as_json or text:
+        print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
 
 
 def say(message: str) -> None:
@@ -24,15 +27,13 @@ def say(message: str) -> None:
 
 
 def fail(message: str, hint: str) -> None:
-    """An error, in red on a terminal; as JSON on stdout too where the verb was asked for JSON."""
-    if "--json" in sys.argv:
-        print(json.dumps({"error": {"message": message, "hint": hint}}, ensure_ascii=False))
+    """An error, in red on a terminal."""
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:
         say(f"  try: {hint}")
 
 
-def table(rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> str:
+def table(rows: Sequence[Sequence[object]], *, head: Sequence[str]) -> str:
     """Columns, as wide as they need; numbers to the right."""
     body = [[str(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(head), *body]) for i in range(len(head))]
@@ -60,7 +61,7 @@ def progress() -> Iterator[Progress]:
     tasks: dict[str, Any] = {}
 
     def advance(stage: str, done: int, total: int) -> None:
-        bars, other = (sent, counted) if stage.startswith("send") else (counted, sent)
+        bars, other = (sent, counted) if stage.startswith(BYTE_STAGES) else (counted, sent)
         if stage not in tasks:
             other.stop()
             for task in bars.tasks:

@@ -47,8 +47,8 @@ def detect(host: Annotated[str, typer.Argument(help="a name of ~/.ssh/config, us
     """Which profiles fit a device, the closest first."""
     from edgesdk import device, profiles
 
-    with device.open_device(host) as opened:
-        facts = opened.facts()
+    with device.connect(host) as opened:
+        facts = opened.facts().to_dict()
     fitting = profiles.recognise(facts)
     lines = [f"{host}: {facts['board'] or facts['cpu_model'] or facts['architecture']}, {facts['architecture']}, Python {facts['python']}"]
     lines += [f"  {profile.name}: {profile.title}" for profile in fitting] or ["  no profile fits"]

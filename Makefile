@@ -1,0 +1,53 @@
+# `make demo` and `make test` are all that a fresh machine with python3 >= 3.11 (and its venv module), git and make needs.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# CI tests the PyTorch converter too. Its wheels are large, so elsewhere it is asked for: make test TORCH=1
+ifdef CI
+TORCH ?= 1
+endif
+
+.PHONY: demo test check bench lock clean
+
+demo: $(READY)
+	$(BIN)/python examples/line_reader/demo.py
+
+test: $(READY) $(if $(TORCH),.venv/.torch) sshd
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy --python-version $(shell $(BIN)/python tools/oldest_mypy.py) device_agent/edge_agent
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgesdk needs python3 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "python3 lacks its venv module: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/.torch: $(READY)
+	$(BIN)/python -m pip install --quiet -r requirements-torch.txt
+	@touch $@
+
+.PHONY: sshd
+sshd:
+	@test -x /usr/sbin/sshd || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo; } || \
+	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo"; exit 1; }
+
+lock: # the pins, from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .cache bundles

@@ -1,0 +1,137 @@
+"""The verbs of `edge-agent`. Each prints one framed line, `edge-agent-reply: ` and JSON; text instead where a person looks on.
+
+Only `serve`, `start`, `stop` and `probe` do without the agent's socket. All others ask the agent there, and start it first if it
+does not run. Heavy imports wait for the verb that needs them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edge_agent import home as homes
+
+FRAME = "edge-agent-reply: "
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    home = homes.resolve()
+    from edge_agent import verbs
+
+    try:
+        reply = arguments.verb(verbs, home, arguments)
+    except verbs.Failure as failure:
+        return _failed(arguments, str(failure), failure.hint)
+    except KeyboardInterrupt:
+        return 130
+    if reply is not None:
+        _show(reply, arguments)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="edge-agent", description="Runs models for local programs. Its folder is EDGE_AGENT_HOME.")
+    parser.add_argument("--json", action="store_true", help="the framed reply, on a terminal too")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def verb(name: str, description: str | None, run: Callable[[Any, Path, argparse.Namespace], Any]) -> argparse.ArgumentParser:
+        options: Any = {"help": description} if description else {}  # without, `--help` does not list it
+        one = verbs.add_parser(name, description=description, **options)
+        one.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="the framed reply, on a terminal too")
+        one.set_defaults(verb=run, name_of_verb=name)
+        return one
+
+    verb("probe", "facts of this device", lambda v, home, _: v.probe(home))
+    verb("serve", "run the agent in the foreground", lambda v, home, _: v.serve(home))
+    verb("start", "start the agent and wait until it answers", lambda v, home, _: v.start(home))
+    verb("stop", "end the agent", lambda v, home, _: v.stop(home))
+    verb("status", "what runs, and from which bundle", lambda v, home, _: v.get(home, "/edge/status"))
+    verb("missing", "which blobs have to be sent; a list of digests on standard input", lambda v, home, _: v.missing(home))
+    put = verb("put", "receive a blob from standard input", lambda v, home, a: v.put(home, a.digest, a.size, a.offset))
+    put.add_argument("digest")
+    put.add_argument("size", type=int)
+    put.add_argument("--offset", type=int, default=0, help="how many bytes are here already")
+    activate = verb(
+        "activate",
+        "make a bundle active: verify, try, swap, ask",
+        lambda v, home, a: v.activate(home, a.digest, as_profile=a.as_profile, allow_slow=a.allow_slow),
+    )
+    activate.add_argument("digest")
+    activate.add_argument("--as-profile", action="store_true", help="try another device's profile here: a missing provider is no reason to refuse")
+    activate.add_argument("--allow-slow", action="store_true", help="take it although it misses its latency budget")
+    verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id)).add_argument("id")
+    verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name)).add_argument("name")
+    verb("remove", "forget a model", lambda v, home, a: v.remove(home, a.name)).add_argument("name")
+    verb("report", "latency and counts", lambda v, home, a: v.report(home, a.name)).add_argument("name", nargs="?")
+    infer = verb("infer", "ask a model; its inputs as .npz on standard input", lambda v, home, a: v.infer(home, a.name, golden=a.golden, npz=a.npz))
+    infer.add_argument("name")
+    infer.add_argument("--golden", action="store_true", help="ask the first golden question, and compare")
+    infer.add_argument("--npz", action="store_true", help="the outputs as .npz on standard output, and nothing else")
+    bench = verb(
+        "bench", "time the golden questions, as a local program would ask them", lambda v, home, a: v.bench(home, a.name, runs=a.runs, warmup=a.warmup)
+    )
+    bench.add_argument("name")
+    bench.add_argument("--runs", type=_positive, default=200)
+    bench.add_argument("--warmup", type=_count, default=20)
+    logs = verb("logs", "what the agent said, newest last", lambda v, home, a: v.get(home, f"/edge/logs?lines={a.lines}"))
+    logs.add_argument("--lines", type=_count, default=100)
+    verb("tcp", "open or close TCP on loopback", lambda v, home, a: v.tcp(home, a.port)).add_argument("port", type=_port, help="a number, 0 for any, or `off`")
+    verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
+    worker = verb("worker", None, lambda v, home, a: v.worker(home, a.name, a.folder, a.descriptor))
+    worker.add_argument("name")
+    for child in (worker, verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))):
+        child.add_argument("folder", type=Path)
+        child.add_argument("descriptor", type=int)
+    return parser
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError
+    return count
+
+
+def _positive(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
+
+
+def _port(text: str) -> int | None:
+    return None if text == "off" else int(text)
+
+
+def _show(reply: Any, arguments: argparse.Namespace) -> None:
+    if isinstance(reply, bytes):
+        sys.stdout.buffer.write(reply)
+        sys.stdout.buffer.flush()
+    elif arguments.json or not sys.stdout.isatty():
+        print(FRAME + json.dumps(reply, allow_nan=False), flush=True)
+    else:
+        from edge_agent import text
+
+        print(text.render(arguments.name_of_verb, reply))
+
+
+def _failed(arguments: argparse.Namespace, message: str, hint: str) -> int:
+    if arguments.json or not sys.stdout.isatty():
+        print(FRAME + json.dumps({"error": {"message": message, "hint": hint}}), flush=True)
+    else:
+        print(f"error: {message}" + (f"\n  try: {hint}" if hint else ""), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)

@@ -1,0 +1,245 @@
+"""The routes: the Open Inference Protocol v2 for programs, /edge/… for the verbs. Standard library only.
+
+    response = respond(agent, request)
+
+/edge is answered on the Unix socket alone: whoever may open that may change what runs here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from edge_agent import __version__
+from edge_agent.bundle import BundleError, Descriptor
+from edge_agent.child import WorkerUnavailable
+from edge_agent.deployments import Busy, UnknownJob
+from edge_agent.models import UnknownModel
+from edge_agent.server import HttpError, Request, Response, error_response, json_response
+from edge_agent.store import DiskFull, StoreError
+
+if TYPE_CHECKING:
+    from edge_agent.supervisor import Agent
+
+_EXTENSIONS = ["binary_tensor_data"]
+_MAX_COMMAND_BYTES = 4 << 20
+_MAX_BLOB_BYTES = 64 << 30
+_NAME = "([a-z0-9][a-z0-9._-]{0,62})"
+_VERSION = "(?:/versions/([A-Za-z0-9._-]{1,64}))?"
+
+Handler = Callable[["Agent", Request, "tuple[str, ...]"], Response]
+
+
+def respond(agent: Agent, request: Request) -> Response:
+    """Find the handler, and translate what the agent raises into a status."""
+    try:
+        return _handler(request)(agent, request)
+    except (UnknownModel, UnknownJob) as error:
+        return error_response(404, str(error), error.hint)
+    except WorkerUnavailable as error:
+        return error_response(503, str(error), error.hint)
+    except Busy as error:
+        return error_response(409, str(error), error.hint)
+    except DiskFull as error:
+        return error_response(507, str(error), error.hint)
+    except (BundleError, StoreError) as error:
+        return error_response(400, str(error), error.hint)
+
+
+def _handler(request: Request) -> Callable[[Agent, Request], Response]:
+    allowed = []
+    for method, pattern, handler in _ROUTES:
+        found = pattern.fullmatch(request.path)
+        if found and (request.local or not request.path.startswith("/edge/")):
+            if method == request.method:
+                groups = tuple(found.groups(default=""))
+                return lambda agent, asked: handler(agent, asked, groups)
+            allowed.append(method)
+    if allowed:
+        raise HttpError(405, f"{request.method[:20]} is not possible here, {' and '.join(allowed)} is")
+    raise HttpError(404, f"there is nothing at {request.path[:80]}", "see the Open Inference Protocol v2: /v2/models/NAME/infer")
+
+
+# the Open Inference Protocol
+
+
+def _server(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    return json_response({"name": "edge-agent", "version": __version__, "extensions": _EXTENSIONS})
+
+
+def _live(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    return json_response({"live": True})
+
+
+def _ready(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    waiting = [name for name in agent.models.names() if not agent.models.ready(name)]
+    return json_response({"ready": True}) if not waiting else error_response(503, f"not ready: {', '.join(waiting)}")
+
+
+def _model_ready(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    name, version = groups
+    _check_version(agent, name, version)
+    if agent.models.ready(name):
+        return json_response({"name": name, "ready": True})
+    return error_response(503, f"{name} is not ready: {agent.models.get(name).worker.error or 'it is being loaded'}")
+
+
+def _model(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    name, version = groups
+    _check_version(agent, name, version)
+    ready = agent.models.get(name).worker.ready
+    if ready is None:
+        raise WorkerUnavailable(f"{name} is not running at the moment: {agent.models.get(name).worker.error or 'it is being loaded'}", "try again soon")
+    return json_response(ready["metadata"])
+
+
+def _infer(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    name, version = groups
+    _check_version(agent, name, version)
+    header = request.headers.get("inference-header-content-length")
+    if header is not None and not (header.isascii() and header.isdigit() and len(header) < 12):
+        raise HttpError(400, "Inference-Header-Content-Length is a number of bytes")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise HttpError(415, "a compressed body is not read")
+    answer = agent.models.infer(name, None if header is None else int(header), request.body())
+    if answer.status != 200:
+        return error_response(answer.status, answer.error)
+    return Response(200, [answer.body], answer.header_bytes, timing_ns=answer.phases)
+
+
+def _check_version(agent: Agent, name: str, version: str) -> None:
+    release = agent.models.get(name).deployment.release
+    if version and version != release:
+        raise HttpError(404, f"the version of {name} on this device is {release}, not {version}")
+
+
+# the verbs
+
+
+def _alive(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    return json_response({"pid": os.getpid()})
+
+
+def _status(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    return json_response(agent.status())
+
+
+def _missing(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    entries = _document(request).get("digests")
+    try:
+        wanted = [Descriptor(str(entry["digest"]), int(entry["size"])) for entry in entries or []]
+    except (KeyError, TypeError, ValueError) as error:
+        raise HttpError(400, "`digests` is a list of objects with digest and size") from error
+    return json_response({"missing": [{"digest": blob.digest, "offset": blob.offset} for blob in agent.store.missing(wanted)]})
+
+
+def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    size, offset = _number(request, "size"), _number(request, "offset")
+    if not 0 <= offset <= size <= _MAX_BLOB_BYTES or request.size != size - offset:
+        raise HttpError(400, f"{request.size} bytes do not lead from offset {offset} to size {size}", close=True)
+    digest = f"sha256:{groups[0]}"
+    agent.store.receive(digest, size, offset, request.chunks())
+    return json_response({"digest": digest, "size": size})
+
+
+def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    document = _document(request)
+    job = agent.deployments.activate(str(document.get("digest")), as_profile=bool(document.get("as_profile")), allow_slow=bool(document.get("allow_slow")))
+    return json_response({"job": job.identity}, 202)
+
+
+def _job(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response(agent.deployments.job(groups[0]).to_dict())
+
+
+def _rollback(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"job": agent.deployments.rollback(groups[0]).identity}, 202)
+
+
+def _remove(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"removed": groups[0], "freed_bytes": agent.deployments.remove(groups[0])})
+
+
+def _report(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"models": agent.models.report(groups[0] or None)})
+
+
+def _golden(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return _file(agent, groups[0], "golden.npz", "application/octet-stream")
+
+
+def _bundle(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return _file(agent, groups[0], "bundle.json", "application/json")
+
+
+def _file(agent: Agent, name: str, file: str, content_type: str) -> Response:
+    folder = agent.models.get(name).deployment.folder
+    try:
+        return Response(200, [(folder / file).read_bytes()], content_type=content_type)
+    except OSError as error:
+        raise HttpError(404, f"{name} has no {file}: {error.strerror}", "deploy the bundle again") from error
+
+
+def _logs(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    return json_response({"lines": agent.logs(min(_number(request, "lines", 100), 10_000))})
+
+
+def _tcp(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    port = _document(request).get("port")
+    if port is not None and (type(port) is not int or not 0 <= port < 1 << 16):
+        raise HttpError(400, "`port` is a number below 65536, or null")
+    try:
+        return json_response(agent.listen(port))
+    except OSError as error:
+        raise HttpError(409, f"port {port} cannot be opened: {error.strerror}", "choose another port") from error
+
+
+def _stop(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    agent.stop()
+    return json_response({"running": False})
+
+
+def _document(request: Request) -> dict[str, Any]:
+    with contextlib.suppress(ValueError, RecursionError):
+        document = json.loads(request.body(_MAX_COMMAND_BYTES))
+        if isinstance(document, dict):
+            return document
+    raise HttpError(400, "the body is a JSON object")
+
+
+def _number(request: Request, key: str, default: int = 0) -> int:
+    value = request.query.get(key, str(default))
+    if not (value.isascii() and value.isdigit() and len(value) < 16):
+        raise HttpError(400, f"{key} is a number")
+    return int(value)
+
+
+_ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
+    (method, re.compile(pattern), handler)
+    for method, pattern, handler in (
+        ("POST", f"/v2/models/{_NAME}{_VERSION}/infer", _infer),
+        ("GET", f"/v2/models/{_NAME}{_VERSION}/ready", _model_ready),
+        ("GET", f"/v2/models/{_NAME}{_VERSION}", _model),
+        ("GET", "/v2/health/live", _live),
+        ("GET", "/v2/health/ready", _ready),
+        ("GET", "/v2/?", _server),
+        ("GET", "/edge/alive", _alive),
+        ("GET", "/edge/status", _status),
+        ("POST", "/edge/missing", _missing),
+        ("PUT", "/edge/blobs/([0-9a-f]{64})", _put),
+        ("POST", "/edge/activate", _activate),
+        ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
+        ("POST", f"/edge/models/{_NAME}/rollback", _rollback),
+        ("DELETE", f"/edge/models/{_NAME}", _remove),
+        ("GET", f"/edge/models/{_NAME}/golden", _golden),
+        ("GET", f"/edge/models/{_NAME}/bundle", _bundle),
+        ("GET", f"/edge/report(?:/{_NAME})?", _report),
+        ("GET", "/edge/logs", _logs),
+        ("POST", "/edge/tcp", _tcp),
+        ("POST", "/edge/stop", _stop),
+    )
+]

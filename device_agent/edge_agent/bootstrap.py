@@ -1,0 +1,275 @@
+"""Puts the agent, and what it runs on, onto a device that has nothing but python3. Sent as the source of `python3 -c`.
+
+    held DIGEST...                how many bytes of each archive have arrived here
+    receive DIGEST SIZE OFFSET    go on with one from standard input, and check it
+    agent DIGEST                  unpack that agent and make it the current one
+    launcher                      have the current one run by this very Python
+    runtime TAG DIGEST...         unpack those wheels beside each other, for this Python
+
+Standard library only, Python 3.9 on, alone in its process. Each verb prints one framed line. Power may fail at any moment:
+what is unpacked gets its name when it is whole, and what runs is one symbolic link, replaced at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import select
+import shlex
+import shutil
+import stat
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+FRAME = "edge-agent-reply: "
+SILENCE_S = 30
+LOCK_WAIT_S = 40  # longer than SILENCE_S: a receiver whose host is gone has given up by then
+CHUNK_BYTES = 1 << 18
+MAX_MEMBERS = 20_000
+MAX_UNPACKED_BYTES = 2 << 30
+
+LAUNCH = """\
+#!/bin/sh
+# Written by edgesdk when it set this device up. Another Python's settings must not reach the agent.
+unset PYTHONPATH PYTHONHOME
+EDGE_AGENT_HOME={home} && export EDGE_AGENT_HOME
+exec {python} {home}/agent/current "$@"
+"""
+
+
+class BootstrapError(Exception):
+    """A sentence for the person at the host, and what to try."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def main(argv: list[str]) -> int:
+    home = Path(os.environ.get("EDGE_AGENT_HOME") or "~/.local/share/edge-agent").expanduser().absolute()
+    try:
+        reply = run(home, argv)
+    except BootstrapError as problem:
+        reply = {"error": {"message": str(problem), "hint": problem.hint}}
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        message = f"the disk below {home} is full" if full else f"{error.filename or home}: {error.strerror}"
+        reply = {"error": {"message": message, "hint": "free some space there, then try again" if full else "may this user write there?"}}
+    print(FRAME + json.dumps(reply), flush=True)  # noqa: T201 - the reply
+    return 1 if "error" in reply else 0
+
+
+def run(home: Path, argv: list[str]) -> dict[str, object]:
+    verb, *rest = argv
+    home.mkdir(parents=True, exist_ok=True, mode=0o750)
+    for folder in ("setup", "agent", "runtime", "bin"):
+        (home / folder).mkdir(exist_ok=True, mode=0o750)
+    with locked(home / "setup" / "lock"):
+        if verb == "held":
+            return {"held": {digest: held(home, digest) for digest in rest}}
+        if verb == "receive":
+            digest, size, offset = rest
+            return receive(home, digest, int(size), int(offset))
+        if verb == "agent":
+            return install_agent(home, rest[0])
+        if verb == "launcher":
+            return {"changed": write_launcher(home)}
+        if verb == "runtime":
+            return install_runtime(home, rest[0], rest[1:])
+    raise BootstrapError(f"the verb {verb!r} is not known here", "update edgesdk")
+
+
+def held(home: Path, digest: str) -> int:
+    """Bytes that need not be sent again."""
+    for path in (archive(home, digest), part(home, digest)):
+        if path.is_file():
+            return path.stat().st_size
+    return 0
+
+
+def receive(home: Path, digest: str, size: int, offset: int) -> dict[str, object]:
+    target, incoming = archive(home, digest), part(home, digest)
+    if not target.is_file():
+        with incoming.open("r+b" if incoming.exists() else "w+b") as stream:
+            if stream.seek(0, os.SEEK_END) < offset:
+                raise BootstrapError(f"there are fewer than {offset} bytes of {digest[:19]} here", "try again")
+            stream.truncate(offset)
+            stream.seek(offset)
+            for chunk in standard_input(size - offset):
+                stream.write(chunk)
+            stream.flush()
+            os.fsync(stream.fileno())
+            state = hashlib.sha256()
+            stream.seek(0)
+            for chunk in iter(lambda: stream.read(CHUNK_BYTES), b""):
+                state.update(chunk)
+        if "sha256:" + state.hexdigest() != digest:
+            incoming.unlink()
+            raise BootstrapError(f"what arrived is not {digest[:19]}: its content has another digest", "try again")
+        os.replace(incoming, target)
+        sync(target.parent)
+    return {"digest": digest, "size": size}
+
+
+def install_agent(home: Path, digest: str) -> dict[str, object]:
+    name = short(digest)
+    before = os.readlink(home / "agent" / "current") if (home / "agent" / "current").is_symlink() else ""
+    unpack([archive(home, digest)], home / "agent" / name)
+    point(home / "agent" / "current", name)
+    write_launcher(home)
+    clean(home / "agent", keep={name, before}, prefix="")
+    archive(home, digest).unlink()
+    return {"agent": name}
+
+
+def write_launcher(home: Path) -> bool:
+    """Whether it was another one: the Python that it named may be gone."""
+    target, fresh = home / "bin" / "edge-agent", home / "bin" / f".edge-agent.{os.getpid()}"
+    text = LAUNCH.format(python=shlex.quote(sys.executable), home=shlex.quote(str(home)))
+    if target.is_file() and target.read_text(encoding="utf-8", errors="replace") == text:
+        return False
+    fresh.write_text(text, encoding="utf-8")
+    fresh.chmod(0o755)
+    sync(fresh)
+    os.replace(fresh, target)
+    sync(target.parent)
+    return True
+
+
+def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, object]:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", tag) or not digests:
+        raise BootstrapError(f"{tag!r} is no runtime's name", "update edgesdk")
+    name = f"{tag}.{short('sha256:' + hashlib.sha256(' '.join(digests).encode()).hexdigest())}"
+    unpack([archive(home, digest) for digest in digests], home / "runtime" / name)
+    point(home / "runtime" / tag, name)
+    clean(home / "runtime", keep={name}, prefix=f"{tag}.")
+    for digest in digests:
+        archive(home, digest).unlink()
+    return {"runtime": name}
+
+
+def unpack(archives: list[Path], target: Path) -> None:
+    """All archives into one new folder, which has its name only when it is whole."""
+    if target.is_dir():
+        return
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        members, size = 0, 0
+        for path in archives:
+            with zipfile.ZipFile(path) as opened:
+                for info in opened.infolist():
+                    members, size = members + 1, size + info.file_size
+                    if members > MAX_MEMBERS or size > MAX_UNPACKED_BYTES:
+                        raise BootstrapError(f"{path.name[:16]} unpacks to more than it may", "do not use this file")
+                    if not info.is_dir():
+                        extract(opened, info, scratch)
+        # One system call for thousands of files: the rename below must not reach the disk before they do.
+        os.sync()
+        os.rename(scratch, target)
+        sync(target.parent)
+    except zipfile.BadZipFile as error:
+        raise BootstrapError(f"an archive is damaged: {error}", "remove edgesdk's cache on the host, then try again") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:
+    """Plain files below the folder; anything else is an attack. zipfile itself checks length and CRC."""
+    parts = info.filename.split("/")
+    if {"", ".", ".."} & set(parts) or "\\" in info.filename or stat.S_ISLNK(info.external_attr >> 16):
+        raise BootstrapError(f"an archive has a member that leads out of it: {info.filename[:80]!r}", "do not use this file")
+    path = folder.joinpath(*parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with opened.open(info) as source, path.open("xb") as stream:
+            shutil.copyfileobj(source, stream, CHUNK_BYTES)
+    except FileExistsError as error:
+        raise BootstrapError(f"an archive has a member twice: {info.filename[:80]!r}", "do not use this file") from error
+
+
+def point(link: Path, name: str) -> None:
+    """Make ``link`` lead to ``name`` beside it: the old or the new one, at any moment."""
+    fresh = link.with_name(f".{link.name}.{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    fresh.symlink_to(name)
+    os.replace(fresh, link)
+    sync(link.parent)
+
+
+def clean(folder: Path, keep: set[str], prefix: str) -> None:
+    """Remove what was unpacked earlier, or was left half unpacked. We hold the lock, so nobody is at it."""
+    for path in folder.iterdir():
+        if not path.is_symlink() and path.is_dir() and path.name not in keep and path.name.lstrip(".").startswith(prefix):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One set-up at a time. The kernel frees the lock of a process that died."""
+    with path.open("a+") as stream:
+        deadline = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    stream.seek(0)
+                    raise BootstrapError(f"another set-up is under way here ({stream.read(80).strip()})", "wait for it to end") from None
+                time.sleep(0.2)
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        stream.flush()
+        yield
+
+
+def standard_input(size: int) -> Iterator[bytes]:
+    """So many bytes. What came before a cut was written by then, and is kept."""
+    while size:
+        if not select.select([0], [], [], SILENCE_S)[0]:
+            raise BootstrapError(f"nothing came for {SILENCE_S} s", "try again: what arrived is kept")
+        chunk = os.read(0, min(size, CHUNK_BYTES))
+        if not chunk:
+            raise BootstrapError(f"the transfer ended {size} bytes early", "try again: what arrived is kept")
+        size -= len(chunk)
+        yield chunk
+
+
+def archive(home: Path, digest: str) -> Path:
+    return home / "setup" / hexadecimal(digest)
+
+
+def part(home: Path, digest: str) -> Path:
+    return home / "setup" / f"{hexadecimal(digest)}.part"
+
+
+def short(digest: str) -> str:
+    return hexadecimal(digest)[:16]
+
+
+def hexadecimal(digest: str) -> str:
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise BootstrapError(f"{digest[:80]!r} is no SHA-256 digest", "update edgesdk")
+    return digest[len("sha256:") :]
+
+
+def sync(path: Path) -> None:
+    """A file's content, or a folder's names, are on the disk when this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

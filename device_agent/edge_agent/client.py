@@ -1,0 +1,99 @@
+"""What a local program imports: a model as a function.
+
+    from edge_agent import connect
+
+    with connect("ocr") as model:
+        answer = model({"image": array})["text"]        # or model(array) where there is one input
+
+Arrays travel as binary tensors over the agent's Unix socket. Several threads may share a Model: their questions take turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import home as homes
+from edge_agent import protocol
+from edge_agent.bundle import BundleError, TensorInfo, check_name
+from edge_agent.connection import AgentNotRunning, BadRequest, ClientError, Connection, NoSuchModel, Reply
+
+__all__ = ["AgentNotRunning", "BadRequest", "ClientError", "Model", "NoSuchModel", "connect"]
+
+Array = NDArray[Any]
+
+
+def connect(name: str, *, home: Path | None = None, url: str | None = None, token: str | None = None, timeout_s: float = 60) -> Model:
+    """The model of that name on the agent of ``home`` (default: EDGE_AGENT_HOME), or at ``url`` with its token. Raises ClientError."""
+    try:
+        check_name(name)
+    except BundleError as error:
+        raise NoSuchModel(str(error), error.hint) from error
+    return Model(name, Connection(home=home or homes.resolve(), url=url, token=token, timeout_s=timeout_s))
+
+
+class Model:
+    """A model of the agent. ``release`` is that of the latest answer: it changes when somebody deploys.
+
+    ``timing_ms``: what the agent needed for it: queue, input, run, output.
+    """
+
+    def __init__(self, name: str, connection: Connection) -> None:
+        self.name = name
+        self._connection = connection
+        self._target = f"/v2/models/{name}"
+        self.timing_ms: dict[str, float] = {}
+        try:
+            document = connection.request("GET", self._target).json()
+            self.release = str(document["versions"][0])
+            self.inputs: tuple[TensorInfo, ...] = protocol.tensors_of(document["inputs"])
+            self.outputs: tuple[TensorInfo, ...] = protocol.tensors_of(document["outputs"])
+        except (KeyError, IndexError, TypeError, protocol.ProtocolError) as error:
+            connection.close()
+            raise ClientError(f"the agent's description of {name} is malformed", "is it another program that listens there?") from error
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Model({self.name!r}, release={self.release!r})"
+
+    def __call__(self, feeds: Union[Mapping[str, Array], Array]) -> dict[str, Array]:
+        """Ask. Arrays are sent as they are: a wrong dtype is an error, not a silent conversion. Raises ClientError."""
+        try:
+            head, buffers = protocol.encode_request(self._named(feeds))
+        except protocol.ProtocolError as error:
+            raise BadRequest(str(error), self._expected()) from error
+        return self._decoded(self._connection.request("POST", f"{self._target}/infer", [head, *buffers], header_bytes=len(head)))
+
+    def close(self) -> None:
+        """Idempotent; a later question opens the connection again."""
+        self._connection.close()
+
+    def _named(self, feeds: Union[Mapping[str, Array], Array]) -> dict[str, Array]:
+        if isinstance(feeds, Mapping):
+            return {name: np.asarray(array) for name, array in feeds.items()}
+        if len(self.inputs) != 1:
+            raise BadRequest(f"{self.name} has {len(self.inputs)} inputs, so one array is not enough", self._expected())
+        return {self.inputs[0].name: np.asarray(feeds)}
+
+    def _decoded(self, reply: Reply) -> dict[str, Array]:
+        try:
+            response = protocol.decode_response(reply.body, reply.header_bytes)
+        except protocol.ProtocolError as error:
+            raise ClientError(f"the agent's answer is malformed: {error}", "update the agent, or this program's copy of edge_agent") from error
+        self.release, self.timing_ms = response.version, reply.timing_ms
+        return response.outputs
+
+    def _expected(self) -> str:
+        return "it takes " + ", ".join(f"`{info.name}` {info.dtype} {['any' if d is None else d for d in info.shape]}" for info in self.inputs)

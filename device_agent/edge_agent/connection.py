@@ -1,0 +1,240 @@
+"""HTTP to the agent, over its Unix socket or TCP on loopback. No numpy: the verbs use it too.
+
+    with Connection(home=resolve()) as connection:
+        reply = connection.request("GET", "/v2/models/ocr")
+        reply.json()
+
+What is wrong is a ClientError. A kept-alive connection that the agent closed meanwhile is reopened once, if nothing of an answer came.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import socket
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import h11
+
+from edge_agent import home as homes
+from edge_agent.frames import Bytes, receive_into, send_all
+
+_MAX_REPLY_BYTES = 4 << 30
+_READ_BYTES = 1 << 16
+
+
+class ClientError(Exception):
+    """Base of what a client raises. ``hint`` says what to try."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class AgentNotRunning(ClientError):
+    """Nobody answers at the agent's socket."""
+
+
+class NoSuchModel(ClientError):
+    """No model of that name is active."""
+
+
+class BadRequest(ClientError):
+    """The agent understood the question, and something is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer that is no failure. ``header_bytes``: how much of the body is JSON, None for all."""
+
+    status: int
+    header_bytes: int | None
+    body: bytearray
+    timing_ms: dict[str, float] = field(default_factory=dict)  # what the agent says of its phases
+
+    def json(self) -> Any:
+        """Raises ClientError if it is none."""
+        try:
+            return json.loads(self.body)
+        except ValueError as error:
+            raise ClientError("the agent's answer is no JSON", "is it another program that listens there?") from error
+
+
+class Connection:
+    """One connection, opened when first needed. Threads may share it: they take turns."""
+
+    def __init__(self, *, home: Path, url: str | None = None, token: str | None = None, timeout_s: float = 60) -> None:
+        self._home, self._url, self._timeout_s = home, url, timeout_s
+        self._headers = [("Host", _authority(url))] + ([("Authorization", f"Bearer {token}")] if token else [])
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent. The next request opens it again."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def request(self, method: str, target: str, buffers: Sequence[Bytes] = (), *, header_bytes: int | None = None) -> Reply:
+        """Ask and wait for the answer. Raises ClientError for a failure, of whatever kind."""
+        with self._lock:
+            fresh = self._socket is None
+            try:
+                return self._exchange(method, target, buffers, sum(memoryview(buffer).nbytes for buffer in buffers), header_bytes)
+            except _Unanswered as error:
+                if fresh:
+                    raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
+            try:
+                return self._exchange(method, target, buffers, sum(memoryview(buffer).nbytes for buffer in buffers), header_bytes)
+            except _Unanswered as error:
+                raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
+
+    def upload(self, method: str, target: str, size: int, chunks: Iterable[Bytes]) -> Reply:
+        """Send ``size`` bytes as they come. If there are fewer, the agent keeps what came, and its answer says so."""
+        with self._lock:
+            self.close()
+            try:
+                return self._exchange(method, target, chunks, size, None, half_close=True)
+            except _Unanswered as error:
+                raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
+
+    def _exchange(self, method: str, target: str, buffers: Iterable[Bytes], size: int, header_bytes: int | None, *, half_close: bool = False) -> Reply:
+        parser = h11.Connection(h11.CLIENT)
+        headers = [*self._headers, ("Content-Length", str(size))]
+        if header_bytes is not None:
+            headers.append(("Inference-Header-Content-Length", str(header_bytes)))
+        head = parser.send(h11.Request(method=method, target=target, headers=headers)) or b""
+        if self._socket is None:
+            self._socket = self._opened()
+        sock = self._socket
+        try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may have been sent before the body was read
+                _send(sock, head, buffers, half_close=half_close)
+            reply, keep = _receive(sock, parser)
+        except (TimeoutError, socket.timeout) as error:
+            self.close()
+            raise ClientError(
+                f"the agent did not answer within {self._timeout_s:g} s", "is the device busy? give a larger timeout_s, or see `edge-agent status`"
+            ) from error
+        except (OSError, EOFError) as error:
+            self.close()
+            if isinstance(error, _Cut):
+                raise ClientError("the agent's answer was cut off", "did it stop? see `edge-agent logs`") from error
+            raise _Unanswered from error
+        except h11.RemoteProtocolError as error:
+            self.close()
+            raise ClientError(f"what answered does not speak HTTP: {error}", "is it another program that listens there?") from error
+        except BaseException:
+            self.close()  # an interrupt between question and answer: the next question must not get this answer
+            raise
+        if not keep or half_close:
+            self.close()
+        if reply.status >= 400:
+            raise _failure(reply)
+        return reply
+
+    def _opened(self) -> socket.socket:
+        try:
+            if self._url is not None:
+                parts = urlsplit(self._url)
+                sock = socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 80), self._timeout_s)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.settimeout(self._timeout_s)
+                with homes.socket_address(homes.socket_path(self._home)) as address:
+                    sock.connect(address)
+            except BaseException:
+                sock.close()
+                raise
+            return sock
+        except PermissionError as error:
+            raise AgentNotRunning(f"this user may not ask the agent at {self._home}", "join the group that owns its socket") from error
+        except OSError as error:
+            where = self._url or str(homes.socket_path(self._home))
+            raise AgentNotRunning(f"no agent answers at {where}", "start it with `edge-agent start`") from error
+
+
+class _Unanswered(Exception):
+    """The connection ended before the first byte of an answer."""
+
+
+class _Cut(EOFError):
+    """It ended within the answer."""
+
+
+def _send(sock: socket.socket, head: bytes, buffers: Iterable[Bytes], *, half_close: bool) -> None:
+    if isinstance(buffers, Sequence):
+        send_all(sock, [head, *buffers])
+        return
+    send_all(sock, [head])
+    for chunk in buffers:
+        send_all(sock, [chunk])
+    if half_close:
+        sock.shutdown(socket.SHUT_WR)
+
+
+def _receive(sock: socket.socket, parser: Any) -> tuple[Reply, bool]:
+    """The reply, and whether the connection stays open. The head goes through h11, the body straight into its buffer."""
+    begun = False
+    while True:
+        event = parser.next_event()
+        if isinstance(event, h11.Response):
+            break
+        if event is h11.NEED_DATA:
+            data = sock.recv(_READ_BYTES)
+            if not data:
+                raise _Cut if begun else EOFError
+            begun = True
+            parser.receive_data(data)
+    headers = {bytes(name): bytes(value) for name, value in event.headers}
+    size = _count(headers.get(b"content-length", b"0"))
+    if size > _MAX_REPLY_BYTES:
+        raise h11.RemoteProtocolError(f"an answer of {size} bytes")
+    body, (first, _) = bytearray(size), parser.trailing_data
+    body[: len(first)] = first[:size]
+    try:
+        receive_into(sock, memoryview(body)[len(first) :])
+    except (EOFError, ConnectionError) as error:
+        raise _Cut from error
+    header = headers.get(b"inference-header-content-length")
+    timing = _timing(headers.get(b"server-timing", b""))
+    return Reply(event.status_code, None if header is None else _count(header), body, timing), headers.get(b"connection", b"").lower() != b"close"
+
+
+def _count(value: bytes) -> int:
+    if not value.isdigit() or len(value) > 18:
+        raise h11.RemoteProtocolError(f"{value[:40]!r} is no length")
+    return int(value)
+
+
+def _timing(value: bytes) -> dict[str, float]:
+    return {phase: float(ms) for phase, ms in re.findall(r"(\w+);dur=([0-9.]{1,20})(?![0-9.])", value.decode("latin-1")) if ms.count(".") < 2 and ms != "."}
+
+
+def _failure(reply: Reply) -> ClientError:
+    try:
+        document = json.loads(reply.body)
+        message, hint = str(document["error"]), str(document.get("hint", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        message, hint = f"the agent answered with status {reply.status}", "see `edge-agent logs`"
+    if reply.status == 404:
+        return NoSuchModel(message, hint)
+    return BadRequest(message, hint) if reply.status < 500 else ClientError(message, hint)
+
+
+def _authority(url: str | None) -> str:
+    return "localhost" if url is None else urlsplit(url).netloc

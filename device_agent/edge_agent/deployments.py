@@ -1,0 +1,317 @@
+"""The transaction that makes a bundle active, as a job: verify, load, trial, swap, ask. Standard library only.
+
+    deployments = Deployments(home, store, models, journal)
+    job = deployments.activate("sha256:…")
+    deployments.job(job.identity).to_dict()
+
+At every moment the model of that name answers with the old bundle or with the new one. Whatever fails, what was active stays
+active; if the first live answer after the swap is wrong, it is swapped back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.child import ChildFailed, Trial
+from edge_agent.journal import Journal
+from edge_agent.models import Active, Models, UnknownModel
+from edge_agent.store import Deployment, Store, StoreError, write_atomically
+
+_TRIAL_S = 1800  # an engine build takes ten minutes
+_ASK_S = 120
+_JOBS_KEPT = 100
+
+
+class Busy(Exception):
+    """Another change of what is active is under way."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        super().__init__(f"another deployment is under way on this device: {what}, for {seconds:.0f} s")
+        self.hint = "wait for it to end, then try again"
+
+
+class UnknownJob(Exception):
+    """No such job: jobs are forgotten when the agent restarts."""
+
+    def __init__(self, identity: str) -> None:
+        super().__init__(f"there is no job {identity[:40]!r}; the agent may have been restarted")
+        self.hint = "run the same command again: it tells what is active, and finishes what is not"
+
+
+class Job:
+    """A transaction under way or ended. Its thread writes, others read."""
+
+    def __init__(self, what: str) -> None:
+        self.identity = secrets.token_hex(6)
+        self.what = what
+        self.begin = time.monotonic()
+        self.state, self.stage = "running", "verify"
+        self.result: dict[str, Any] | None = None
+        self.error: dict[str, str] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"id": self.identity, "state": self.state, "stage": self.stage, "result": self.result, "error": self.error}
+
+
+class Deployments:
+    """Changes what is active, one change at a time."""
+
+    def __init__(self, home: Path, store: Store, models: Models, journal: Journal) -> None:
+        self._home, self._store, self._models, self._journal = home, store, models, journal
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+        self._holder: Job | None = None
+        self._trial: Trial | None = None
+        self._closed = False
+
+    def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False) -> Job:
+        """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
+        check_digest(digest)
+        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, as_profile=as_profile, allow_slow=allow_slow))
+
+    def rollback(self, name: str) -> Job:
+        """Start to make the previous bundle of that name active. Raises Busy, BundleError."""
+        check_name(name)
+        return self._start(f"rollback {name}", lambda job: self._rollback(job, name))
+
+    def remove(self, name: str) -> int:
+        """Forget a model and free its space. The bytes freed. Raises Busy, UnknownModel, BundleError."""
+        check_name(name)
+        with self._holding(Job(f"remove {name}")):
+            known = name in self._models.names() or self._store.active(name) is not None
+            if not known:
+                raise UnknownModel(name)
+            before = self._models.forget(name)
+            if before is not None:
+                before.worker.stop()
+            freed = self._store.remove(name)
+            self._journal.append("removed", name=name, freed_bytes=freed)
+            return freed
+
+    def job(self, identity: str) -> Job:
+        """Raises UnknownJob."""
+        with self._lock:
+            if identity not in self._jobs:
+                raise UnknownJob(identity)
+            return self._jobs[identity]
+
+    def recover(self, name: str, damage: StoreError) -> None:
+        """The active bundle's files are damaged: what ran before answers again. Runs in a thread of its own."""
+        threading.Thread(target=self._recover, args=(name, damage), name=f"recover {name}", daemon=True).start()
+
+    def close(self) -> None:
+        """Cancel what is under way: what was active stays so."""
+        with self._lock:
+            self._closed = True
+            trial = self._trial
+        if trial is not None:
+            trial.cancel()
+
+    # jobs
+
+    def _start(self, what: str, work: Callable[[Job], dict[str, Any]]) -> Job:
+        with self._lock:
+            if self._holder is not None and self._holder.what == what:
+                return self._holder
+            job = Job(what)
+            self._take(job)
+            self._jobs[job.identity] = job
+            while len(self._jobs) > _JOBS_KEPT:
+                del self._jobs[next(iter(self._jobs))]
+        threading.Thread(target=self._run, args=(job, work), name=what, daemon=True).start()
+        return job
+
+    def _run(self, job: Job, work: Callable[[Job], dict[str, Any]]) -> None:
+        error: dict[str, str] = {"message": "the agent failed; its log says more", "hint": "see `edge-agent logs`"}
+        result = None
+        try:
+            result = work(job)
+        except (StoreError, BundleError, ChildFailed, UnknownModel) as failure:
+            error = {"message": str(failure), "hint": failure.hint}
+        except OSError as failure:
+            error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
+        finally:  # a bug of ours goes to the log as a traceback; the job does not hang for it
+            with self._lock:
+                self._holder = None
+            if result is None:
+                self._journal.append("failed", what=job.what, stage=job.stage, **error)
+                job.error, job.state = error, "failed"
+            else:
+                job.result, job.state = result, "done"
+
+    def _take(self, job: Job) -> None:
+        if self._holder is not None:
+            raise Busy(self._holder.what, time.monotonic() - self._holder.begin)
+        if self._closed:
+            raise Busy("the agent is stopping", 0)
+        self._holder = job
+
+    @contextlib.contextmanager
+    def _holding(self, job: Job) -> Iterator[None]:
+        with self._lock:
+            self._take(job)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holder = None
+
+    # the transaction
+
+    def _activate(self, job: Job, digest: str, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+        deployment = self._staged(digest)
+        running = self._models.find(deployment.name)
+        if running is not None and running.deployment == deployment and running.worker.ready and _decided(deployment.folder):
+            return self._unchanged(job, deployment)
+        return self._exchange(job, deployment, as_profile=as_profile, allow_slow=allow_slow)
+
+    def _rollback(self, job: Job, name: str) -> dict[str, Any]:
+        if name not in self._models.names():
+            raise UnknownModel(name)
+        folder = self._store.previous(name)
+        if folder is None:
+            raise StoreError(f"{name} has no previous bundle to go back to", "deploy the one that you want")
+        self._store.verify_deployment(folder)
+        # It ran here before: how it was activated then still holds, and it may be slow.
+        before = _decided(folder)
+        return self._exchange(job, self._store.opened(folder), as_profile=bool(before.get("as_profile")), allow_slow=True)
+
+    def _staged(self, digest: str) -> Deployment:
+        """Every blob checked, and laid out."""
+        manifest = self._store.manifest(digest)
+        for blob in manifest.blobs:
+            self._store.verify(blob)
+        return self._store.lay_out(manifest, self._store.description(manifest))
+
+    def _unchanged(self, job: Job, deployment: Deployment) -> dict[str, Any]:
+        job.stage = "ask"
+        with self._trying(deployment) as trial:
+            answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
+        self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
+        return self._result(deployment, "unchanged", answer, _decided(deployment.folder).get("trial"))
+
+    def _exchange(self, job: Job, deployment: Deployment, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+        """Try it beside what runs, then swap, then ask."""
+        job.stage = "load"
+        with self._trying(deployment) as trial:
+            arguments = {"as_profile": as_profile, "allow_slow": allow_slow}
+
+            def enter(stage: str) -> None:
+                job.stage = stage
+
+            tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
+            write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "trial": tried}).encode())
+            job.stage = "swap"
+            with self._swapped(deployment):
+                job.stage = "ask"
+                answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
+        self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, **arguments)
+        with contextlib.suppress(OSError):  # the next one tries again
+            self._store.collect()
+        return self._result(deployment, "active", answer, tried)
+
+    @contextlib.contextmanager
+    def _swapped(self, deployment: Deployment) -> Iterator[None]:
+        """The new worker answers within the context. It does so afterwards too, unless an exception ends it: then the old one does."""
+        name = deployment.name
+        active, previous = self._store.active(name), self._store.previous(name)
+        model = self._models.prepare(deployment)
+        model.worker.start()
+        before: Active | None = None
+        routed = False
+        try:
+            model.worker.wait_ready()
+            self._store.swap(name, deployment.folder)
+            before, routed = self._models.route(name, model), True
+            yield
+        except BaseException:
+            if routed and before is not None:
+                self._models.route(name, before)
+            elif routed:
+                self._models.forget(name)
+            model.worker.stop()
+            self._store.restore(name, active, previous)
+            if routed:
+                self._journal.append("swapped back", name=name, digest=deployment.digest)
+            raise
+        if before is not None:
+            before.worker.stop()
+
+    @contextlib.contextmanager
+    def _trying(self, deployment: Deployment) -> Iterator[Trial]:
+        with Trial(deployment.name, deployment.folder, self._home) as trial:
+            with self._lock:
+                self._trial = trial
+                closed = self._closed
+            try:
+                if closed:
+                    raise ChildFailed("the agent is stopping", "try again when it runs")
+                yield trial
+            finally:
+                with self._lock:
+                    self._trial = None
+
+    def _result(self, deployment: Deployment, outcome: str, answer: dict[str, Any], tried: dict[str, Any] | None) -> dict[str, Any]:
+        previous = self._store.previous(deployment.name)
+        return {
+            "name": deployment.name,
+            "release": deployment.release,
+            "digest": deployment.digest,
+            "previous": self._store.opened(previous).digest if previous else None,
+            "outcome": outcome,
+            "first_answer_ms": answer["first_answer_ms"],
+            "trial": tried,
+        }
+
+    def _recover(self, name: str, damage: StoreError) -> None:
+        self._journal.append("damaged", name=name, cause=str(damage))
+        folder = self._store.previous(name)
+        if folder is None:
+            return
+        job = Job(f"recover {name}")
+        while True:
+            try:
+                with self._holding(job):
+                    self._fall_back(name, folder)
+                return
+            except Busy:
+                if self._closed:
+                    return
+                time.sleep(1)
+            except (StoreError, BundleError, OSError) as error:
+                self._journal.append("failed", what=job.what, message=str(error))
+                return
+
+    def _fall_back(self, name: str, folder: Path) -> None:
+        """It ran here before, so it is not tried again: anything is better than no answer."""
+        broken = self._store.active(name)
+        current = self._models.find(name)
+        if current is not None and (current.deployment.folder != broken or current.worker.ready):
+            return  # somebody deployed meanwhile
+        self._store.verify_deployment(folder)
+        model = self._models.prepare(self._store.opened(folder))
+        # The damaged one is not kept as the previous: nobody may roll back to it.
+        self._store.restore(name, folder, None)
+        model.worker.start()
+        before = self._models.route(name, model)
+        if before is not None:
+            before.worker.stop()
+        self._store.collect()
+        self._journal.append("fell back", name=name, digest=model.deployment.digest)
+
+
+def _decided(folder: Path) -> dict[str, Any]:
+    """How a deployment was activated; empty before it was, or when its files were laid out anew."""
+    try:
+        document = json.loads((folder / "deployment.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -1,0 +1,91 @@
+"""Where things lie on a device, and how each process of the agent finds them.
+
+    home = resolve()                          # EDGE_AGENT_HOME, else ~/.local/share/edge-agent
+    subprocess.Popen(**child("worker", "ocr", home=home))
+    use_runtime(home)                         # before the first import of numpy or onnxruntime
+
+Standard library only: the supervisor imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_agent.probe import runtime_tag
+
+OLDEST_ONNXRUNTIME = (1, 16)
+# sockaddr_un holds 108 bytes with the final NUL; some systems less.
+LONGEST_SOCKET_PATH = 100
+
+
+def resolve() -> Path:
+    """The agent's folder, absolute. It need not exist."""
+    return Path(os.path.abspath(os.path.expanduser(os.environ.get("EDGE_AGENT_HOME") or "~/.local/share/edge-agent")))
+
+
+def socket_path(home: Path) -> Path:
+    """The agent's Unix socket."""
+    return home / "agent.sock"
+
+
+@contextmanager
+def socket_address(path: Path) -> Iterator[str]:
+    """What to bind or connect to while the context lasts: a path too long for a socket is reached through its open folder."""
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        yield str(path)
+        return
+    descriptor = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{path.name}"
+    finally:
+        os.close(descriptor)
+
+
+def code_folder() -> Path:
+    """The folder that holds the package `edge_agent`, links resolved: it stays when `agent/current` moves on."""
+    return Path(os.path.realpath(__file__)).parent.parent
+
+
+def child(verb: str, *arguments: str, home: Path) -> dict[str, Any]:
+    """What Popen needs to run a verb with this code: from the unpacked folder, a virtual environment or a checkout alike."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}  # `-m` finds us by the working folder
+    environment["EDGE_AGENT_HOME"] = str(home)
+    return {"args": [sys.executable, "-m", "edge_agent", verb, *arguments], "cwd": str(code_folder()), "env": environment}
+
+
+def use_runtime(home: Path) -> None:
+    """Put the wheels that the host sent on sys.path, unless this Python has an onnxruntime that will do."""
+    own = installed_onnxruntime()
+    folder = home / "runtime" / runtime_tag()
+    if (own is None or version_of(own) < OLDEST_ONNXRUNTIME) and folder.is_dir() and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def installed_onnxruntime() -> str | None:
+    """Its version, read without importing it: that takes seconds on a small board."""
+    spec = importlib.util.find_spec("onnxruntime")
+    if spec is None or not spec.origin:
+        return None
+    try:
+        with open(spec.origin, encoding="utf-8") as stream:
+            found = re.search(r"""^__version__\s*=\s*["']([^"']+)["']""", stream.read(1 << 20), re.MULTILINE)
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """A version's leading numbers, for comparison.
+
+    >>> version_of("1.16.3+cu12") >= (1, 16)
+    True
+    """
+    leading = re.match(r"[0-9]+(\.[0-9]+)*", text)
+    return tuple(int(part) for part in leading[0].split(".")) if leading else ()

@@ -1,0 +1,300 @@
+"""The models that answer now: which worker a request goes to, and what is counted about it.
+
+    models = Models(home, store, journal)
+    models.boot()                              # what was active when the agent ended
+    models.infer("ocr", header_bytes, body)
+    models.route("ocr", model)                 # requests go to this one from now on
+    models.save()                              # at most once a minute, and at the end
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edge_agent.bundle import BundleError
+from edge_agent.child import Worker, WorkerUnavailable
+from edge_agent.journal import Journal, now
+from edge_agent.latency import Histogram
+from edge_agent.store import Deployment, Store, StoreError, write_atomically
+
+PHASES = ("queue", "input", "run", "output")
+
+
+class UnknownModel(Exception):
+    """No model of that name is active."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no model `{name[:80]}` is active on this device")
+        self.hint = "`edge-agent status` lists those that are"
+
+
+@dataclass
+class Counters:
+    """What is counted of one deployment. ``total`` is from a request's last byte to its answer's first."""
+
+    digest: str
+    since: str
+    errors: int = 0
+    total: Histogram = field(default_factory=Histogram)
+    phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+        self.changed = False
+
+    def answered(self, total_ns: int, phases: dict[str, int]) -> None:
+        with self.lock:
+            self.total.record(total_ns)
+            for phase in PHASES:
+                self.phases[phase].record(phases.get(phase, 0))
+            self.changed = True
+
+    def failed(self) -> None:
+        with self.lock:
+            self.errors += 1
+            self.changed = True
+
+    def to_dict(self) -> dict[str, Any]:
+        with self.lock:
+            return {
+                "digest": self.digest,
+                "since": self.since,
+                "errors": self.errors,
+                "total": self.total.to_dict(),
+                "phases": {phase: histogram.to_dict() for phase, histogram in self.phases.items()},
+            }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Counters:
+        """Raises ValueError."""
+        try:
+            phases = {phase: Histogram.from_dict(document["phases"][phase]) for phase in PHASES}
+            return cls(str(document["digest"]), str(document["since"]), int(document["errors"]), Histogram.from_dict(document["total"]), phases)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not counters: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Active:
+    """A deployment with its worker."""
+
+    deployment: Deployment
+    profile: str
+    worker: Worker
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A worker's answer, as HTTP has it."""
+
+    status: int
+    header_bytes: int | None
+    body: bytearray
+    error: str = ""
+    phases: dict[str, int] = field(default_factory=dict)
+
+
+class Models:
+    """Every active model, by name. Any thread may ask."""
+
+    def __init__(self, home: Path, store: Store, journal: Journal) -> None:
+        self._home, self._store, self._journal = home, store, journal
+        self._lock = threading.Lock()
+        self._active: dict[str, Active] = {}
+        self._failed: dict[str, str] = {}  # active on disk, and cannot even be read
+        self.damaged: Callable[[str, StoreError], None] = lambda _name, _error: None
+
+    def boot(self) -> None:
+        """Start a worker for each active deployment. One that cannot be read is told by `status`, and keeps none of the others away."""
+        for name in self._store.names():
+            folder = self._store.active(name)
+            try:
+                model = self.prepare(self._store.opened(folder)) if folder else None
+            except (StoreError, BundleError) as error:
+                self.failed(name, str(error))
+                self.damaged(name, StoreError(str(error), error.hint))
+                continue
+            if model is not None:
+                model.worker.start()
+                self.route(name, model)
+
+    def prepare(self, deployment: Deployment) -> Active:
+        """A worker for it, not started yet; its counters go on where those of the same digest ended."""
+        name, counters = deployment.name, self._restored(deployment)
+        worker = Worker(
+            name,
+            deployment.folder,
+            self._home,
+            check=lambda: self._store.verify_deployment(deployment.folder),
+            died=lambda cause: self._journal.append("worker died", name=name, digest=deployment.digest, cause=cause),
+            damaged=lambda error: self.damaged(name, error),
+        )
+        return Active(deployment, deployment.description.profile, worker, counters)
+
+    def route(self, name: str, model: Active) -> Active | None:
+        """Requests go to it from now on. What they went to before is returned, still running."""
+        with self._lock:
+            before = self._active.get(name)
+            self._active[name] = model
+            self._failed.pop(name, None)
+        return before
+
+    def forget(self, name: str) -> Active | None:
+        """Requests find no such model any more."""
+        with self._lock:
+            self._failed.pop(name, None)
+            before = self._active.pop(name, None)
+        with contextlib.suppress(FileNotFoundError):
+            self._latency(name).unlink()
+        return before
+
+    def failed(self, name: str, why: str) -> None:
+        """It is active on disk and cannot run."""
+        self._journal.append("model failed", name=name, cause=why)
+        with self._lock:
+            self._failed[name] = why
+
+    def get(self, name: str) -> Active:
+        """Raises UnknownModel."""
+        with self._lock:
+            if name not in self._active:
+                raise UnknownModel(name)
+            return self._active[name]
+
+    def find(self, name: str) -> Active | None:
+        """The same, None where there is none."""
+        with self._lock:
+            return self._active.get(name)
+
+    def names(self) -> list[str]:
+        with self._lock:
+            return sorted({*self._active, *self._failed})
+
+    def ready(self, name: str) -> bool:
+        model = self.find(name)
+        return model is not None and model.worker.ready is not None
+
+    def infer(self, name: str, header_bytes: int | None, body: bytearray) -> Answer:
+        """Ask its worker. Raises UnknownModel or WorkerUnavailable."""
+        begin = time.perf_counter_ns()
+        model = self.get(name)
+        while True:
+            try:
+                head, answer, waited = model.worker.ask({"header_bytes": header_bytes}, body)
+                break
+            except WorkerUnavailable:
+                now_active = self.get(name)
+                if now_active is model:
+                    model.counters.failed()
+                    raise
+                model = now_active  # it was replaced while this request waited for its turn
+        if head["status"] != 200:
+            model.counters.failed()
+            return Answer(head["status"], None, answer, head["error"])
+        phases = {"queue": waited, **head["phases"]}
+        model.counters.answered(time.perf_counter_ns() - begin, phases)
+        return Answer(200, head["header_bytes"], answer, phases=phases)
+
+    def status(self) -> list[dict[str, Any]]:
+        return [self._status(name) for name in self.names()]
+
+    def report(self, name: str | None = None) -> list[dict[str, Any]]:
+        """Latency by model. Raises UnknownModel."""
+        names = [name] if name is not None else [known for known in self.names() if self.find(known)]
+        return [_report(known, self.get(known)) for known in names]
+
+    def save(self) -> None:
+        """Write what has changed. A full disk costs the counts, never an answer."""
+        with self._lock:
+            models = dict(self._active)
+        for name, model in models.items():
+            if not model.counters.changed:
+                continue
+            model.counters.changed = False
+            try:
+                self._latency(name).parent.mkdir(exist_ok=True, mode=0o750)
+                write_atomically(self._latency(name), json.dumps(model.counters.to_dict()).encode())
+            except OSError as error:
+                model.counters.changed = True
+                sys.stderr.write(f"the latencies of {name} could not be saved: {error.strerror}\n")
+
+    def stop(self) -> None:
+        """End every worker, all at once."""
+        with self._lock:
+            models = list(self._active.values())
+        threads = [threading.Thread(target=model.worker.stop, kwargs={"patience_s": 5}) for model in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def runtime(self) -> dict[str, Any]:
+        """Versions as a running worker told them; empty where none runs."""
+        with self._lock:
+            models = list(self._active.values())
+        return next((model.worker.ready for model in models if model.worker.ready), {})
+
+    def _status(self, name: str) -> dict[str, Any]:
+        model = self.find(name)
+        previous = self._previous(name)
+        if model is None:
+            unknown = dict.fromkeys(("release", "digest", "profile", "provider", "nodes", "since"))
+            return {"name": name, **unknown, "state": "failed", "previous": previous, "error": self._failed.get(name), "count": 0}
+        ready, error = model.worker.ready, model.worker.error
+        return {
+            "name": name,
+            "release": model.deployment.release,
+            "digest": model.deployment.digest,
+            "profile": model.profile,
+            "provider": ready["provider"] if ready else None,
+            "nodes": (ready["nodes"] or None) if ready else None,
+            "state": "active" if ready else "failed" if error else "loading",
+            "previous": previous,
+            "since": model.counters.since,
+            "error": error,
+            "count": model.counters.total.count,
+        }
+
+    def _previous(self, name: str) -> str | None:
+        folder = self._store.previous(name)
+        with contextlib.suppress(StoreError, BundleError):
+            return self._store.opened(folder).digest if folder else None
+        return None
+
+    def _restored(self, deployment: Deployment) -> Counters:
+        try:
+            counters = Counters.from_dict(json.loads(self._latency(deployment.name).read_bytes()))
+        except (OSError, ValueError):
+            return Counters(deployment.digest, now())
+        return counters if counters.digest == deployment.digest else Counters(deployment.digest, now())
+
+    def _latency(self, name: str) -> Path:
+        return self._home / "latency" / f"{name}.json"
+
+
+def _report(name: str, model: Active) -> dict[str, Any]:
+    counters, ready = model.counters, model.worker.ready
+    with counters.lock:
+        return {
+            "name": name,
+            "release": model.deployment.release,
+            "digest": model.deployment.digest,
+            "provider": ready["provider"] if ready else None,
+            "threads": ready["threads"] if ready else None,
+            "count": counters.total.count,
+            "errors": counters.errors,
+            "latency_ms": counters.total.percentiles().to_dict(),
+            "phases_ms": {phase: histogram.percentiles().to_dict() for phase, histogram in counters.phases.items()},
+            "since": counters.since,
+        }

@@ -1,0 +1,335 @@
+"""What each verb does. A verb returns its reply (a value for JSON, or bytes), or raises Failure.
+
+    status = get(resolve(), "/edge/status")
+
+All but a few are questions to the agent over its socket, which is started when it does not run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from edge_agent import home as homes
+from edge_agent import probe as facts_of
+from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.connection import AgentNotRunning, ClientError, Connection
+from edge_agent.journal import tail
+
+_START_S = 30
+_SILENCE_S = 30
+_CHUNK_BYTES = 1 << 18
+_MAX_INPUT_BYTES = 64 << 20
+_FACTS = ("architecture", "board", "cpu_model", "cores", "memory_bytes", "python", "governor", "temperature_c", "onnxruntime", "numpy")
+
+
+class Failure(Exception):
+    """A verb did not work. The message is for a person."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def probe(home: Path) -> dict[str, Any]:
+    return facts_of.facts(home)
+
+
+def serve(home: Path) -> None:
+    """Returns when the agent has ended."""
+    from edge_agent.supervisor import AlreadyRunning
+    from edge_agent.supervisor import serve as run
+
+    if sys.stderr.isatty():
+        sys.stderr.write(f"the agent runs on {home}; it says what it does in {home / 'agent.log'}\n")
+    try:
+        run(home)
+    except AlreadyRunning as error:
+        raise Failure(str(error), error.hint) from error
+    except OSError as error:
+        raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
+
+
+def start(home: Path) -> dict[str, Any]:
+    """Detached from this terminal. One that runs already is left alone."""
+    running = _alive(home)
+    if running is not None:
+        return running
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o750)
+        with open(home / "agent.log", "ab") as log:
+            process = subprocess.Popen(**homes.child("serve", home=home), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    except OSError as error:
+        raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        running = _alive(home)
+        if running is not None:
+            return running
+        if process.poll() is not None:
+            with contextlib.suppress(Failure):
+                return _outlived(home)  # somebody else started one at the same moment
+            break
+        time.sleep(0.02)
+    last = " ".join(tail(home / "agent.log", 1))
+    raise Failure(
+        f"the agent did not start within {_START_S} s" if process.poll() is None else f"the agent ended at once: {last[:300]}", f"see {home / 'agent.log'}"
+    )
+
+
+def stop(home: Path) -> dict[str, Any]:
+    """Wait until it has ended. None that runs is fine."""
+    running = _alive(home)
+    if running is None:
+        return {"running": False}
+    _ask(home, "POST", "/edge/stop")
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        if not os.path.exists(f"/proc/{running['pid']}") or _is_zombie(running["pid"]):
+            return {"running": False}
+        time.sleep(0.02)
+    raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
+
+
+def get(home: Path, target: str) -> Any:
+    return _ask(home, "GET", target)
+
+
+def missing(home: Path) -> Any:
+    return _ask(home, "POST", "/edge/missing", _parsed(b"".join(_standard_input(None))))
+
+
+def put(home: Path, digest: str, size: int, offset: int) -> Any:
+    """Bytes go to the agent as they come. What came before a cut is kept there."""
+    target = f"/edge/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&offset={offset}"
+    if not 0 <= offset <= size:
+        raise Failure(f"the offset {offset} does not lie within {size} bytes", "ask `missing` where to go on")
+    start(home)
+    try:
+        with Connection(home=home) as connection:
+            return connection.upload("PUT", target, size - offset, _standard_input(size - offset)).json()
+    except ClientError as error:
+        raise Failure(str(error), error.hint) from error
+
+
+def activate(home: Path, digest: str, *, as_profile: bool, allow_slow: bool) -> Any:
+    return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "as_profile": as_profile, "allow_slow": allow_slow})
+
+
+def job(home: Path, identity: str) -> Any:
+    return _ask(home, "GET", f"/edge/jobs/{quote(identity, safe='')}")
+
+
+def rollback(home: Path, name: str) -> Any:
+    return _ask(home, "POST", f"/edge/models/{_name(name)}/rollback")
+
+
+def remove(home: Path, name: str) -> Any:
+    return _ask(home, "DELETE", f"/edge/models/{_name(name)}")
+
+
+def report(home: Path, name: str | None) -> Any:
+    return _ask(home, "GET", f"/edge/report/{_name(name)}" if name else "/edge/report")
+
+
+def tcp(home: Path, port: int | None) -> Any:
+    return _ask(home, "POST", "/edge/tcp", {"port": port})
+
+
+def golden_answers(home: Path, name: str) -> bytes:
+    return bytes(_request(home, "GET", f"/edge/models/{_name(name)}/golden"))
+
+
+def infer(home: Path, name: str, *, golden: bool, npz: bool) -> Any:
+    """Ask once, as any local program would."""
+    homes.use_runtime(home)
+    start(home)
+    import numpy as np
+
+    from edge_agent import golden as answers
+    from edge_agent.client import connect
+
+    try:
+        with connect(_name(name), home=home) as model:
+            description = _description(home, name)
+            sample = answers.parse(golden_answers(home, name), description)[0] if golden else None
+            feeds = sample.feeds if sample else answers.read_arrays(b"".join(_standard_input(None)), "standard input")
+            begin = time.perf_counter_ns()
+            outputs = model(feeds)
+            latency_ms = (time.perf_counter_ns() - begin) / 1e6
+    except (ClientError, BundleError) as error:
+        raise Failure(str(error), error.hint) from error
+    if npz:
+        packed = io.BytesIO()
+        np.savez(packed, **{key: array.astype(np.str_) if array.dtype.kind == "O" else array for key, array in outputs.items()})  # type: ignore[arg-type]
+        return packed.getvalue()
+    reply: dict[str, Any] = {"outputs": {key: _shown(array) for key, array in outputs.items()}, "latency_ms": round(latency_ms, 3)}
+    if sample is not None:
+        try:
+            answers.compare(sample.answers, outputs, description)
+            reply["agrees"] = True
+        except answers.Differs as difference:
+            reply.update(agrees=False, difference=str(difference))
+    return reply
+
+
+def bench(home: Path, name: str, *, runs: int, warmup: int) -> Any:
+    """End to end with the golden questions in turn; ``run_ms`` is what onnxruntime took of it, of these runs alone."""
+    homes.use_runtime(home)
+    start(home)
+    from edge_agent import golden as answers
+    from edge_agent import latency
+    from edge_agent.client import connect
+
+    try:
+        with connect(_name(name), home=home) as model:
+            samples = answers.parse(golden_answers(home, name), _description(home, name))
+            turn = iter(range(runs + warmup))
+            run_ns: list[int] = []
+
+            def ask() -> None:
+                model(samples[next(turn) % len(samples)].feeds)
+                run_ns.append(round(model.timing_ms["run"] * 1e6))
+
+            times = latency.measure(ask, runs=runs, warmup=warmup)
+            (counted,) = report(home, name)["models"]
+    except (ClientError, BundleError) as error:
+        raise Failure(str(error), error.hint) from error
+    return {
+        "name": name,
+        "release": counted["release"],
+        "digest": counted["digest"],
+        "client_ms": {**latency.percentiles(times).to_dict(), "mean": round(sum(times) / len(times) / 1e6, 6)},
+        "run_ms": latency.percentiles(run_ns[warmup:]).to_dict(),
+        "runs": runs,
+        "warmup": warmup,
+        "provider": counted["provider"],
+        "threads": counted["threads"],
+        "device": {key: value for key, value in facts_of.facts(home).items() if key in _FACTS},
+    }
+
+
+def worker(home: Path, name: str, folder: Path, descriptor: int) -> None:
+    """A child of the supervisor: never started by hand."""
+    homes.use_runtime(home)
+    from edge_agent import worker as workers
+
+    sys.exit(workers.serve(name, folder, descriptor))
+
+
+def trial(home: Path, folder: Path, descriptor: int) -> None:
+    """Likewise."""
+    homes.use_runtime(home)
+    from edge_agent import trial as trials
+
+    sys.exit(trials.serve(folder, home, descriptor))
+
+
+# asking the agent
+
+
+def _ask(home: Path, method: str, target: str, document: Any = None) -> Any:
+    body = _request(home, method, target, document)
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise Failure("the agent's answer is no JSON", "see `edge-agent logs`") from error
+
+
+def _request(home: Path, method: str, target: str, document: Any = None) -> bytearray:
+    start(home)
+    try:
+        with Connection(home=home) as connection:
+            return connection.request(method, target, [] if document is None else [json.dumps(document).encode()]).body
+    except ClientError as error:
+        raise Failure(str(error), error.hint) from error
+
+
+def _alive(home: Path) -> dict[str, Any] | None:
+    """The running agent's process, None where none answers."""
+    try:
+        with Connection(home=home, timeout_s=_START_S) as connection:
+            return {"running": True, "pid": int(connection.request("GET", "/edge/alive").json()["pid"])}
+    except AgentNotRunning:
+        return None
+    except ClientError as error:
+        raise Failure(str(error), error.hint) from error
+
+
+def _outlived(home: Path) -> dict[str, Any]:
+    for _ in range(100):
+        running = _alive(home)
+        if running is not None:
+            return running
+        time.sleep(0.02)
+    raise Failure("no agent answers")
+
+
+def _is_zombie(pid: int) -> bool:
+    """Ended, and its parent has not looked yet."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] == "Z"
+    except (OSError, IndexError):
+        return True
+
+
+def _description(home: Path, name: str) -> Any:
+    from edge_agent.bundle import parse_description
+
+    return parse_description(bytes(_request(home, "GET", f"/edge/models/{name}/bundle")))
+
+
+def _standard_input(size: int | None) -> Iterator[bytes]:
+    """So many bytes, or all up to the end. A host that fell silent is gone."""
+    left = _MAX_INPUT_BYTES if size is None else size
+    while left:
+        if not select.select([0], [], [], _SILENCE_S)[0]:
+            if size is None:
+                raise Failure(f"nothing came on standard input for {_SILENCE_S} s", "send the input, then close it")
+            return
+        chunk = os.read(0, min(left, _CHUNK_BYTES))
+        if not chunk:
+            return
+        left -= len(chunk)
+        yield chunk
+    if size is None:
+        raise Failure(f"standard input has more than {_MAX_INPUT_BYTES} bytes", "send fewer or smaller samples")
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Failure("standard input is no JSON", 'it is {"digests": [{"digest": …, "size": …}]}') from error
+
+
+def _name(name: str) -> str:
+    try:
+        return check_name(name)
+    except BundleError as error:
+        raise Failure(str(error), error.hint) from error
+
+
+def _digest(digest: str) -> str:
+    try:
+        return check_digest(digest)
+    except BundleError as error:
+        raise Failure(str(error), error.hint) from error
+
+
+def _shown(array: Any) -> dict[str, Any]:
+    """An array as JSON. NaN and infinity, which JSON lacks, are null here: `--npz` has them."""
+    values = [None if isinstance(value, float) and not math.isfinite(value) else value for value in array.ravel().tolist()]
+    return {"dtype": "string" if array.dtype.kind == "O" else array.dtype.name, "shape": list(array.shape), "data": values}

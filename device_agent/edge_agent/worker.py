@@ -1,0 +1,320 @@
+"""One ONNX Runtime session, and the child processes that hold one: the worker that answers requests.
+
+    session = open_session(folder, profile)          # the host too: this is how a device would run the model
+    session.run({"x": array})["y"]
+
+A worker reads framed requests from an inherited socket and answers them one after the other. It dies with its supervisor, and
+a model that crashes the runtime takes only its worker along.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_agent import frames, golden, protocol
+from edge_agent.bundle import BundleError, TensorInfo, parse_description
+from edge_agent.protocol import ProtocolError
+
+Array = NDArray[Any]
+
+CPU = "CPUExecutionProvider"
+
+# onnxruntime's names of element types, and numpy's as bundle.json has them.
+_DTYPES = {
+    "bool": "bool",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
+    "int8": "int8",
+    "int16": "int16",
+    "int32": "int32",
+    "int64": "int64",
+    "float16": "float16",
+    "float": "float32",
+    "double": "float64",
+    "string": "string",
+}
+_QUIET = 3  # onnxruntime's severity: errors only
+
+
+class SessionError(Exception):
+    """The model cannot be opened here, or did not run."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class ProviderMissing(SessionError):
+    """The profile refuses to run without a provider that this onnxruntime lacks."""
+
+
+class BadFeeds(SessionError):
+    """Inputs that are not what the model takes."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """An opened model. ``providers``: what onnxruntime really took, in order. ``nodes``: what ran where, as far as it tells."""
+
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    providers: list[str]
+    nodes: str
+    threads: int  # within an operator
+    _handle: Any
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
+        """The outputs by name: those asked for, else all. Raises SessionError; of it BadFeeds where the inputs are to blame."""
+        names = list(outputs) or [output.name for output in self.outputs]
+        try:
+            return dict(zip(names, self._handle.run(names, dict(feeds))))
+        except _runtime_errors() as error:
+            blamed = type(error).__name__ == "InvalidArgument"
+            raise (BadFeeds if blamed else SessionError)(f"onnxruntime could not run the model: {_first_line(error)}") from error
+
+
+def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | None = None, optimize: bool = True) -> Session:
+    """Open ``folder``/model.onnx as the profile wants it. ``{home}`` in a provider's options becomes ``folder``/cache.
+
+    Raises ProviderMissing, or SessionError if onnxruntime does not take the model.
+    """
+    import onnxruntime
+
+    wanted = threads if threads is not None else int(profile.get("runtime", {}).get("intra_op_threads", 0))
+    chosen = choose_providers(profile, onnxruntime.get_available_providers())
+    cache = folder / "cache"
+    options = [{key: value.replace("{home}", str(cache)) for key, value in entry.get("options", {}).items()} for entry in chosen]
+    if any(str(cache) in value for entry in options for value in entry.values()):
+        cache.mkdir(exist_ok=True)
+    onnxruntime.set_default_logger_severity(_QUIET)
+    try:
+        handle = onnxruntime.InferenceSession(
+            str(folder / "model.onnx"),
+            _session_options(profile, wanted, optimize=optimize),
+            providers=[entry["name"] for entry in chosen],
+            provider_options=options,
+        )
+    except _runtime_errors() as error:
+        raise SessionError(
+            f"onnxruntime {onnxruntime.__version__} cannot open the model: {_first_line(error)}", "does this version read the model's opset?"
+        ) from error
+    taken = handle.get_providers()
+    if chosen[0]["name"] not in taken:  # onnxruntime has it, its libraries do not load here
+        _missing(profile, chosen[0]["name"], taken)
+    return Session(
+        tuple(map(_info, handle.get_inputs())),
+        tuple(map(_info, handle.get_outputs())),
+        taken,
+        _placement(handle, taken),
+        wanted or len(os.sched_getaffinity(0)),
+        handle,
+    )
+
+
+def choose_providers(profile: Mapping[str, Any], available: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of the profile that are there, in its order; the CPU's where none is. Raises ProviderMissing if the profile refuses that."""
+    wanted = profile.get("providers") or [{"name": CPU}]
+    if wanted[0]["name"] not in available:
+        _missing(profile, wanted[0]["name"], available)
+    return [entry for entry in wanted if entry["name"] in available] or [{"name": CPU}]
+
+
+def conform(feeds: Mapping[str, Array], inputs: Sequence[TensorInfo]) -> None:
+    """Check names, dtypes and shapes before the runtime sees them. Raises ProtocolError that says what was expected and what came."""
+    expected = {info.name: info for info in inputs}
+    unknown = [name[:80] for name in feeds if name not in expected]
+    lacking = [name for name in expected if name not in feeds]
+    if unknown or lacking:
+        raise ProtocolError(
+            f"the model's inputs are {_listed(expected)}; {_listed(lacking) + ' is missing' if lacking else _listed(unknown) + ' is none of them'}"
+        )
+    for name, info in expected.items():
+        array = feeds[name]
+        dtype = "string" if array.dtype.kind in "OUS" else array.dtype.name
+        fits = array.ndim == len(info.shape) and all(want is None or want == have for want, have in zip(info.shape, array.shape))
+        if dtype != info.dtype or not fits:
+            raise ProtocolError(f"the input `{name}` is {info.dtype} {_shape(info.shape)}, {dtype} {_shape(array.shape)} came")
+
+
+def serve(name: str, folder: Path, descriptor: int) -> int:
+    """The worker: open the model, say so, answer until the supervisor closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the supervisor decides
+    with socket.socket(fileno=descriptor) as sock:
+        try:
+            session, release = _opened(folder)
+        except (SessionError, BundleError) as error:
+            frames.send(sock, {"error": {"message": str(error), "hint": error.hint}})
+            return 1
+        try:
+            frames.send(sock, {"ready": {**_facts(session), "metadata": protocol.metadata(name, release, session.inputs, session.outputs)}})
+            while True:
+                head, body = frames.receive(sock)
+                reply, buffers = _answer(session, name, release, head, body)
+                frames.send(sock, reply, *buffers)
+        except (EOFError, OSError):
+            return 0
+
+
+def _opened(folder: Path) -> tuple[Session, str]:
+    """The session, its first run behind it: that one allocates, and is slow."""
+    profile = read_profile(folder, as_profile=_tried_as_another(folder))
+    description = parse_description((folder / "bundle.json").read_bytes())
+    session = open_session(folder, profile)
+    session.run(golden.load(folder / "golden.npz", description)[0].feeds)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: later collections do not walk it
+    return session, str(description.release)
+
+
+def read_profile(folder: Path, *, as_profile: bool) -> dict[str, Any]:
+    """profile.json. ``as_profile``: somebody wants to try another device's profile here, so it refuses nothing. Raises BundleError."""
+    try:
+        profile: dict[str, Any] = json.loads((folder / "profile.json").read_bytes())
+        if as_profile:
+            profile = {**profile, "runtime": {**profile.get("runtime", {}), "on_missing_provider": "fallback"}, "deployable": True}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise BundleError(f"the bundle's profile cannot be read: {error}", "package the model again") from error
+    return profile
+
+
+def _tried_as_another(folder: Path) -> bool:
+    """What was decided when this was activated: deployment.json."""
+    try:
+        return bool(json.loads((folder / "deployment.json").read_bytes())["as_profile"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _facts(session: Session) -> dict[str, Any]:
+    import onnxruntime
+
+    return {
+        "provider": session.providers[0],
+        "nodes": session.nodes,
+        "threads": session.threads,
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "pid": os.getpid(),
+    }
+
+
+def _answer(session: Session, name: str, release: str, head: dict[str, Any], body: bytearray) -> tuple[dict[str, Any], list[frames.Bytes]]:
+    """One request. The head of the reply has HTTP's status, and the nanoseconds of each phase."""
+    begin = time.perf_counter_ns()
+    try:
+        request = protocol.decode_request(body, head.get("header_bytes"))
+        conform(request.feeds, session.inputs)
+        offered = [output.name for output in session.outputs]
+        for wanted in request.outputs:
+            if wanted not in offered:
+                raise ProtocolError(f"the model's outputs are {_listed(offered)}; `{wanted[:80]}` is none of them")
+        decoded = time.perf_counter_ns()
+        outputs = session.run(request.feeds, list(request.outputs))
+        ran = time.perf_counter_ns()
+        encoded, buffers = protocol.encode_response(name, release, outputs, request)
+    except ProtocolError as error:
+        return {"status": error.status, "error": str(error)}, []
+    except BadFeeds as error:
+        return {"status": 400, "error": str(error)}, []
+    except SessionError as error:
+        return {"status": 500, "error": str(error)}, []
+    except MemoryError:
+        return {"status": 500, "error": "the device has too little memory for this request"}, []
+    phases = {"input": decoded - begin, "run": ran - decoded, "output": time.perf_counter_ns() - ran}
+    return {"status": 200, "header_bytes": len(encoded) if buffers else None, "phases": phases}, [encoded, *buffers]
+
+
+def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool) -> Any:
+    import onnxruntime
+
+    runtime = profile.get("runtime", {})
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _QUIET
+    options.inter_op_num_threads = 1
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.get("allow_spinning", True) else "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # from 1.24 on; unknown keys are ignored
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _missing(profile: Mapping[str, Any], provider: str, there: Sequence[str]) -> None:
+    """Obey the profile's rule."""
+    rule = profile.get("runtime", {}).get("on_missing_provider", "fallback")
+    if rule == "refuse":
+        raise ProviderMissing(
+            f"the profile {profile.get('name', '?')} wants {provider}, this onnxruntime offers {', '.join(there)}",
+            "install the board's onnxruntime, package with a profile for this device, or try it with --as-profile",
+        )
+    if rule == "warn":
+        os.write(2, f"warning: {provider} is not available here, the model runs on {', '.join(there)}\n".encode())
+
+
+def _placement(handle: Any, taken: Sequence[str]) -> str:
+    """What ran where. onnxruntime tells from 1.24 on."""
+    if hasattr(handle, "get_provider_graph_assignment_info"):
+        counts: dict[str, int] = {}
+        for part in handle.get_provider_graph_assignment_info():
+            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
+        total = sum(counts.values())
+        if total:
+            return ", ".join(f"{count} of {total} nodes on {_short(provider)}" for provider, count in sorted(counts.items(), key=lambda item: -item[1]))
+    return f"all nodes on {_short(CPU)}" if list(taken) == [CPU] else ""
+
+
+def _short(provider: str) -> str:
+    return provider[: -len("ExecutionProvider")] if provider.endswith("ExecutionProvider") else provider
+
+
+def _info(tensor: Any) -> TensorInfo:
+    element = tensor.type[len("tensor(") : -1] if tensor.type.startswith("tensor(") else ""
+    if element not in _DTYPES:
+        raise SessionError(f"`{tensor.name}` is a {tensor.type}, which the agent cannot carry", "give the model plain tensors as inputs and outputs")
+    return TensorInfo(tensor.name, _DTYPES[element], tuple(d if isinstance(d, int) and d >= 0 else None for d in tensor.shape))
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: classes of its own below Exception, and some of Python's."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "Fail",
+        "InvalidArgument",
+        "NoSuchFile",
+        "NoModel",
+        "EngineError",
+        "RuntimeException",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NotImplemented",
+        "InvalidGraph",
+        "EPFail",
+    )
+    return (*(getattr(state, name) for name in names if hasattr(state, name)), RuntimeError, ValueError, TypeError)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("any" if length is None else str(length) for length in shape) + "]"

@@ -1,0 +1,19 @@
+"""Arrays in a file: `.npz` with plain numbers and text. An object array would be a pickle, which is code."""
+
+from pathlib import Path
+
+import numpy as np
+
+from edgesdk.errors import SampleError
+from edgesdk.graph import Array
+
+
+def read(path: Path) -> dict[str, Array]:
+    """Everything in an `.npz`. Raises SampleError for a file that is missing, no `.npz`, or holds pickles."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        raise SampleError(f"`{path}` cannot be read: {error.strerror or error}") from error
+    except (ValueError, AttributeError, EOFError) as error:
+        raise SampleError(f"`{path}` is no .npz of plain arrays", "save numbers with np.savez: object arrays are pickles, which are code") from error

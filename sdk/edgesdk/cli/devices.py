@@ -1,0 +1,163 @@
+"""The verbs about devices: deploy, status, infer, bench, report, rollback, logs, remove."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesdk.cli.output import AsJson, bytes_text, fail, progress, show, table
+
+if TYPE_CHECKING:
+    from edgesdk.device import Deployment
+    from edgesdk.replies import Percentiles
+
+Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
+Name = Annotated[str, typer.Argument(help="the model's name on the device")]
+PERCENTILES = ("p50", "p90", "p99", "p999", "max")
+
+
+def register(app: typer.Typer) -> None:
+    """The verbs in the order in which one needs them."""
+    for verb in (deploy, status, infer, bench, report, rollback, logs, remove):
+        app.command()(verb)
+
+
+def deploy(
+    host: Annotated[str | None, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local; without one, edgesdk.toml's devices")] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="folder or .tar; without one, the newest packaged here")] = None,
+    as_profile: Annotated[str | None, typer.Option(help="try this profile's model on a device that is something else")] = None,
+    *,
+    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="activate it even if it misses its latency budget there")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Ship a bundle to a device, have it tried there, and switch to it only if it answers correctly."""
+    from edgesdk import device, project
+    from edgesdk.errors import ProjectError
+
+    here = project.load(Path())
+    hosts = [host] if host else list(here.devices)
+    if not hosts:
+        raise ProjectError("no device was named", "`edgesdk deploy local` tries it on this machine; or give `devices` in edgesdk.toml")
+    chosen = bundle or project.newest_bundle(Path(), here)
+    done = []
+    for each in hosts:
+        with progress() as advance:
+            done.append(device.attempt(each, chosen, as_profile=as_profile, allow_slow=allow_slow, progress=advance))
+    show([one.to_dict() for one in done], "\n".join(_deployed(one) for one in done if one.worked), as_json=as_json)
+    for one in done:
+        if one.error:
+            fail(f"{one.host}: {one.outcome}: {one.error['message']}", one.error["hint"])
+    if not all(one.worked for one in done):
+        raise typer.Exit(1)
+
+
+def status(host: Host = "local", *, as_json: AsJson = False) -> None:
+    """What a device runs, through which provider, and what stays on its disk."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        found = opened.status()
+    rows = [
+        (m.name, m.release, m.digest[7:19], m.profile, m.state, m.nodes or m.provider or "–", m.previous[7:19] if m.previous else "–", m.count or 0)
+        for m in found.models
+    ]
+    lines = [
+        f"agent {found.agent.version} on {host}, onnxruntime {found.agent.onnxruntime or '–'}, since {found.agent.since or '–'}",
+        f"store {bytes_text(found.store.bytes or 0)} in {found.store.blobs or 0} blobs, {bytes_text(found.store.free_bytes or 0)} free",
+        "",
+        table(rows, head=("model", "release", "digest", "profile", "state", "runs on", "previous", "requests")) if rows else "no model is active",
+        *(f"{m.name}: {m.error}" for m in found.models if m.error),
+    ]
+    show(found.to_dict(), "\n".join(lines), as_json=as_json)
+
+
+def infer(
+    host: Host,
+    name: Name,
+    input_file: Annotated[Path | None, typer.Option("--input", help=".npz with the model's inputs; without one, its first golden input")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the outputs to this .npz")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model on a device once."""
+    import numpy as np
+
+    from edgesdk import arrays, device
+
+    feeds = arrays.read(input_file) if input_file else None
+    with device.connect(host) as opened:
+        answer = opened.infer(name, feeds)
+    if output:
+        np.savez(output, **answer.arrays())  # type: ignore[arg-type]  # numpy's stub takes the names for its own flags
+    lines = [f"{key}: {array.dtype} {list(array.shape)} {np.array2string(array.ravel()[:8], precision=5)}" for key, array in answer.arrays().items()]
+    agrees = {True: ", the golden answer", False: ", NOT the golden answer", None: ""}[answer.agrees]
+    show(answer.to_dict(), "\n".join([*lines, f"{answer.latency_ms:.3f} ms{agrees}"]), as_json=as_json)
+    if answer.agrees is False:
+        raise typer.Exit(1)
+
+
+def bench(
+    host: Host,
+    name: Name,
+    runs: Annotated[int, typer.Option(min=1)] = 200,
+    warmup: Annotated[int, typer.Option(min=0)] = 20,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model's latency on a device, as a local program there sees it."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        found = opened.bench(name, runs=runs, warmup=warmup)
+    rows = [("as a program sees it", *_percentiles(found.client_ms)), ("the model alone", *_percentiles(found.run_ms))]
+    lines = [table(rows, head=("ms", *PERCENTILES)), f"{found.runs} runs after {found.warmup} of warm-up on {host}"]
+    show(found.to_dict(), "\n".join(lines), as_json=as_json)
+
+
+def report(host: Host = "local", name: Annotated[str | None, typer.Argument(help="only this model")] = None, *, as_json: AsJson = False) -> None:
+    """The latency that programs on a device have seen so far."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        found = opened.report(name)
+    rows = [(m.name, m.release, m.provider or "–", m.count, m.errors, *_percentiles(m.latency_ms)) for m in found.models]
+    text = table(rows, head=("model", "release", "provider", "requests", "errors", *(f"{p} ms" for p in PERCENTILES)))
+    show(found.to_dict(), text if rows else "no model is active", as_json=as_json)
+
+
+def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:
+    """Go back to the version that ran before."""
+    from edgesdk import device
+
+    with device.connect(host) as opened, progress() as advance:
+        done = opened.rollback(name, progress=advance)
+    show(done.to_dict(), f"{host}: {done.name} is back at release {done.release} ({done.digest[7:19]})", as_json=as_json)
+
+
+def logs(host: Host = "local", lines: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100, *, as_json: AsJson = False) -> None:
+    """The agent's log and journal, the newest last."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        found = opened.logs(lines)
+    show({"lines": list(found)}, "\n".join(found), as_json=as_json)
+
+
+def remove(host: Host, name: Name, *, as_json: AsJson = False) -> None:
+    """Take a model and its earlier version off a device."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        done = opened.remove(name)
+    show(done.to_dict(), f"{host}: {done.removed} is gone, {bytes_text(done.freed_bytes)} freed", as_json=as_json)
+
+
+def _deployed(one: "Deployment") -> str:
+    first = f", first answer {one.first_answer_ms:.2f} ms" if one.first_answer_ms is not None else ""
+    sent = f"{one.blobs_sent} blobs, {bytes_text(one.bytes_sent)} sent"
+    return f"{one.host}: {one.outcome} {(one.digest or '')[7:19]}, it answered correctly there ({sent}, {one.seconds:.1f} s{first})"
+
+
+def _percentiles(found: "Percentiles | None") -> tuple[str, ...]:
+    values = [getattr(found, name) if found else None for name in PERCENTILES]
+    return tuple("–" if value is None else f"{value:.3f}" for value in values)

@@ -1,0 +1,447 @@
+"""What one does to a device: set it up, send it a bundle, switch to that, go back, ask.
+
+    with connect("pi@192.168.1.20") as pi:
+        deploy(pi, Path("bundles/ocr")).first_answer_ms
+        pi.infer("ocr", {"x": image}).arrays()["y"]
+        pi.report().models[0].latency_ms
+
+The device's own agent does the work and keeps the promises; from here go verbs over a Transport, and typed replies come
+back. Everything that can be known to fail is refused before the first byte is sent.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
+from edgesdk import agent_package, preflight, transport
+from edgesdk.agent_package import AgentPackage, version_of
+from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
+from edgesdk.progress import Progress, silent
+from edgesdk.replies import (
+    Activated,
+    Answer,
+    Bench,
+    Facts,
+    Held,
+    Job,
+    JobStarted,
+    Kind,
+    Launcher,
+    Logs,
+    Missing,
+    MissingReply,
+    Problem,
+    Removed,
+    Report,
+    Status,
+    framed,
+    parse,
+    printable,
+)
+from edgesdk.transport import Completed, Transport
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+CHUNK_BYTES = 1 << 16
+MAX_ANSWER_BYTES = 512 << 20
+JOB_STAGES = ("verify", "load", "trial", "swap", "ask")
+
+# Where the agent is, the device knows: no path of ours or of a reply goes there.
+_AGENT = ("sh", "-c", 'exec "${EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}/bin/edge-agent" "$@"', "edge-agent")
+# What another Python's settings would change; the agent's launcher drops them, too.
+_CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
+_TRIES = 3
+_RECONNECT_S = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """One attempt to put one bundle on one device; its fields are the keys of `deploy --json`."""
+
+    host: str
+    outcome: str  # active, unchanged, rolled-back, failed, unknown
+    digest: str | None = None
+    previous: str | None = None
+    blobs_sent: int = 0
+    bytes_sent: int = 0
+    seconds: float = 0.0
+    first_answer_ms: float | None = None
+    error: dict[str, str] | None = None  # message and hint
+
+    @property
+    def worked(self) -> bool:
+        return self.outcome in ("active", "unchanged")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class SetUp:
+    """What a device has to be sent before it can take a bundle."""
+
+    agent: AgentPackage | None
+    wheels: tuple[Path, ...]
+
+    @property
+    def needed_bytes(self) -> int:
+        """On the device's disk: archives and what they unpack to, for a moment both."""
+        agent = 2 * len(self.agent.data) if self.agent else 0
+        return agent + sum(wheel.stat().st_size + agent_package.unpacked_bytes(wheel) for wheel in self.wheels)
+
+
+def connect(host: str) -> Device:
+    """The device at ``host``: a name of `~/.ssh/config`, `user@host[:port]`, or `local`. Raises ConnectionFailed."""
+    return Device(lambda: transport.connect(host))
+
+
+def attempt(host: str, bundle: Path, *, as_profile: str | None = None, allow_slow: bool = False, progress: Progress = silent) -> Deployment:
+    """Connect, deploy, disconnect. What goes wrong is in the result, so that one device of many does not stop the others."""
+    begin = time.monotonic()
+    try:
+        with connect(host) as device:
+            return deploy(device, bundle, as_profile=as_profile, allow_slow=allow_slow, progress=progress)
+    except (EdgeSDKError, BundleError) as error:
+        outcome = "unknown" if isinstance(error, OutcomeUnknown) else "rolled-back" if isinstance(error, RolledBack) else "failed"
+        return Deployment(host=host, outcome=outcome, seconds=time.monotonic() - begin, error={"message": str(error), "hint": error.hint})
+
+
+def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow_slow: bool = False, progress: Progress = silent) -> Deployment:
+    """Put a bundle on a device and switch to it.
+
+    Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
+    before; OutcomeUnknown where the connection was lost for good while the device was at it.
+    """
+    begin = time.monotonic()
+    with Layout.open(bundle) as layout:
+        facts = device.facts()
+        choice = preflight.choose(layout, facts, device.host, as_profile)
+        preflight.check(choice, facts, device.host)
+        plan = plan_set_up(facts, choice.description.onnxruntime, prefer_installed=choice.profile.runtime.prefer_installed and not choice.assumed)
+        # A device with an agent says later which blobs it lacks; one without lacks all.
+        blobs = 0 if facts.agent else sum(blob.size for blob in _unique(choice.manifest.blobs))
+        preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
+        set_up(device, facts, plan, progress)
+        blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
+    result = device.activate(choice.manifest.digest, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
+    return Deployment(
+        host=device.host,
+        outcome=result.outcome,
+        digest=result.digest,
+        previous=result.previous,
+        blobs_sent=blobs_sent,
+        bytes_sent=bytes_sent,
+        seconds=time.monotonic() - begin,
+        first_answer_ms=result.first_answer_ms,
+    )
+
+
+def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False) -> SetUp:
+    """What the device lacks. Wheels are fetched to this machine's cache now, so that their absence is known before anything is sent."""
+    package = agent_package.build()
+    current = facts.agent is not None and facts.agent.digest == package.name
+    oldest = max(onnxruntime, agent_package.OLDEST_ONNXRUNTIME, key=version_of)
+    usable = facts.onnxruntime and facts.numpy and (prefer_installed or version_of(facts.onnxruntime.version) >= version_of(oldest))
+    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest)))
+
+
+def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent) -> None:
+    """Send what the plan says and start the agent. Raises DeviceError where the device then still has no onnxruntime."""
+    if plan.agent:
+        data = plan.agent.data
+        device.send_archive(plan.agent.digest, len(data), lambda offset: _chunks(io.BytesIO(data[offset:]), len(data) - offset), progress, "agent")
+        device.bootstrap("agent", plan.agent.digest)
+    if plan.wheels:
+        digests = [_send_wheel(device, wheel, progress) for wheel in plan.wheels]
+        device.bootstrap("runtime", agent_package.runtime_tag(facts), *digests)
+        if device.facts().onnxruntime is None:
+            raise DeviceError(
+                f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
+                "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
+            )
+    # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
+    moved = not plan.agent and parse(Launcher, device.bootstrap("launcher"), device.host).changed
+    running = facts.agent is not None and facts.agent.running
+    if running and (plan.agent or plan.wheels or moved):
+        device.ask("stop")
+        running = False
+    if not running:
+        progress("start", 0, 1)
+        device.ask("start")
+        progress("start", 1, 1)
+
+
+def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
+    """Send the blobs that the device lacks, each from where an earlier attempt was cut. Returns how many, and how many bytes."""
+    blobs = _unique(manifest.blobs)
+    sent: set[str] = set()
+    total = bytes_sent = 0
+
+    def send() -> None:
+        nonlocal total, bytes_sent
+        missing = {entry.digest: entry.offset for entry in device.missing(blobs)}
+        lacking = [(blob, min(missing[blob.digest], blob.size)) for blob in blobs if blob.digest in missing]
+        left = sum(blob.size - offset for blob, offset in lacking)
+        preflight.check_space(left, facts, device.host)
+        total = max(total, left)
+        bytes_sent = total - left  # after a cut: what the device has, not what was on its way
+        for blob, offset in lacking:
+            device.put(blob, offset, counted(_blob_chunks(layout, blob, offset)))
+            sent.add(blob.digest)
+
+    def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal bytes_sent
+        for chunk in chunks:
+            yield chunk
+            bytes_sent += len(chunk)
+            progress("push", bytes_sent, total)
+
+    device.persistently(send)
+    return len(sent), bytes_sent
+
+
+class Device:
+    """A device that is connected. Its methods are the agent's verbs; a context manager."""
+
+    def __init__(self, open_transport: Callable[[], Transport]) -> None:
+        self._open = open_transport
+        self._transport = open_transport()
+        self.host = self._transport.host
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def facts(self) -> Facts:
+        """What it is. Needs nothing on the device but python3; raises DeviceError or Refused where that is missing or too old."""
+        done = self._run("probe", [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")], silence_s=120)
+        document = framed(done.stdout)
+        if document is None:
+            raise self._no_facts(done)
+        return parse(Facts, document, self.host)
+
+    def status(self) -> Status:
+        return self._reply(Status, "status")
+
+    def report(self, name: str | None = None) -> Report:
+        """Latency as local programs see it, of one model or of all."""
+        return self._reply(Report, "report", *([name] if name else []))
+
+    def logs(self, lines: int = 100) -> tuple[str, ...]:
+        """The newest lines of the agent's log and journal, the newest last."""
+        return self._reply(Logs, "logs", "--lines", str(lines)).lines
+
+    def remove(self, name: str) -> Removed:
+        return self._reply(Removed, "remove", name)
+
+    def infer(self, name: str, feeds: Mapping[str, NDArray[Any]] | None = None) -> Answer:
+        """Ask a model; without ``feeds``, its first golden input, and the answer says whether it agrees."""
+        if feeds is None:
+            return self._reply(Answer, "infer", name, "--golden", "--json", most_bytes=MAX_ANSWER_BYTES)
+        archive = _npz(feeds)
+        return self._reply(Answer, "infer", name, "--json", stdin=_chunks(io.BytesIO(archive), len(archive)), most_bytes=MAX_ANSWER_BYTES)
+
+    def bench(self, name: str, *, runs: int = 200, warmup: int = 20) -> Bench:
+        """Latency of golden inputs, measured on the device by a local client."""
+        return self._reply(Bench, "bench", name, "--runs", str(runs), "--warmup", str(warmup), silence_s=1800)
+
+    def missing(self, blobs: Iterable[Descriptor]) -> tuple[Missing, ...]:
+        """Those of the blobs that it lacks. Raises DeviceError for one that was not asked for."""
+        wanted = {blob.digest: blob.size for blob in blobs}
+        question = to_json({"digests": [{"digest": digest, "size": size} for digest, size in wanted.items()]})
+        missing = self._reply(MissingReply, "missing", stdin=[question]).missing
+        if not {entry.digest for entry in missing} <= set(wanted):
+            raise DeviceError(f"`{self.host}` asks for a blob that is not in the bundle", "is its agent of another version?")
+        return missing
+
+    def put(self, blob: Descriptor, offset: int, chunks: Iterable[bytes]) -> None:
+        """Send the rest of a blob. The device checks the digest while it writes."""
+        self.ask("put", blob.digest, str(blob.size), "--offset", str(offset), stdin=chunks)
+
+    def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False, progress: Progress = silent) -> Activated:
+        """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice."""
+        flags = [*(["--as-profile"] if as_profile else []), *(["--allow-slow"] if allow_slow else [])]
+        return self._finish(lambda: self._reply(JobStarted, "activate", digest, *flags).job, progress)
+
+    def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
+        """Back to the version that ran before."""
+        return self._finish(lambda: self._reply(JobStarted, "rollback", name).job, progress, repeatable=False)
+
+    def ask(self, *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> dict[str, Any]:
+        """One verb of `edge-agent` and its reply. Raises DeviceError with what the agent says."""
+        done = self._run(verb[0], [*_AGENT, *verb], stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
+        return self._answered(done, verb[0])
+
+    def bootstrap(self, *verb: str, stdin: Iterable[bytes] = ()) -> dict[str, Any]:
+        """One verb of the program that sets an empty device up (edge_agent/bootstrap.py)."""
+        argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("bootstrap"), *verb]
+        return self._answered(self._run("set-up", argv, stdin=stdin, silence_s=300), "set-up")
+
+    def send_archive(self, digest: str, size: int, chunks_from: Callable[[int], Iterator[bytes]], progress: Progress, stage: str) -> None:
+        """Send an archive for the set-up, from where an earlier attempt was cut."""
+
+        def send() -> None:
+            offset = min(parse(Held, self.bootstrap("held", digest), self.host).held.get(digest, 0), size)
+            done = offset
+
+            def counted() -> Iterator[bytes]:
+                nonlocal done
+                for chunk in chunks_from(offset):
+                    yield chunk
+                    done += len(chunk)
+                    progress(stage, done, size)
+
+            self.bootstrap("receive", digest, str(size), str(offset), stdin=counted())
+
+        self.persistently(send)
+
+    def persistently(self, work: Callable[[], None]) -> None:
+        """Do it again over a new connection when the old one breaks. ``work`` has to find out itself how far it came."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return work()
+            except ConnectionFailed:
+                if not tries_left:
+                    raise
+                self._reconnect()
+        return None
+
+    def _finish(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True) -> Activated:
+        """Start a job and wait for its end. It goes on by itself when we lose the connection, so we come back and ask.
+
+        Not ``repeatable`` is what goes back two versions when it is asked for twice.
+        """
+        job, pause_s, deadline = "", 0.05, None
+        while True:
+            try:
+                job = job or start()
+                state = self._reply(Job, "job", job)
+            except ConnectionFailed as error:
+                deadline = deadline or time.monotonic() + _RECONNECT_S
+                if time.monotonic() > deadline or not (job or repeatable):
+                    raise OutcomeUnknown(f"{error}; what `{self.host}` did meanwhile is not known", f"`edgesdk status {self.host}` tells") from error
+                time.sleep(1)
+                self._try_to_reconnect()
+                continue
+            deadline = None
+            if state.stage in JOB_STAGES:
+                progress(state.stage, JOB_STAGES.index(state.stage), len(JOB_STAGES))
+            if state.state == "done" and state.result:
+                progress(JOB_STAGES[-1], len(JOB_STAGES), len(JOB_STAGES))
+                return state.result
+            if state.state != "running":
+                problem = state.error or Problem(message="the agent gives no reason")
+                kind = RolledBack if state.stage == "ask" else DeviceError
+                raise kind(problem.message, problem.hint)
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 2.0)
+
+    def _try_to_reconnect(self) -> None:
+        try:
+            self._reconnect()
+        except ConnectionFailed:
+            return  # the next question says so again, until the time is up
+
+    def _reconnect(self) -> None:
+        self._transport.close()
+        self._transport = self._open()
+
+    def _reply(self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> Kind:
+        return parse(kind, self.ask(*verb, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes), self.host)
+
+    def _run(self, stage: str, argv: list[str], *, stdin: Iterable[bytes] = (), silence_s: float, most_bytes: int = transport.MAX_REPLY_BYTES) -> Completed:
+        try:
+            return self._transport.run(argv, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
+        except ConnectionFailed as error:
+            raise ConnectionFailed(f"{error} (during `{stage}`)", error.hint) from error
+
+    def _answered(self, done: Completed, what: str) -> dict[str, Any]:
+        document = framed(done.stdout)
+        if document is None:
+            raise self._no_answer(done, what)
+        if done.returncode:  # a job that failed is no failed question: its `error` comes with exit 0
+            problem = parse(Problem, document["error"] if isinstance(document.get("error"), dict) else {}, self.host)
+            raise DeviceError(problem.message, problem.hint)
+        return document
+
+    def _no_answer(self, done: Completed, what: str) -> DeviceError:
+        if done.returncode in (126, 127):
+            return DeviceError(f"`{self.host}` has no agent yet", f"`edgesdk setup {self.host}`, or `edgesdk deploy {self.host}`, which does it when needed")
+        return DeviceError(
+            f"`{self.host}` gives no answer to `{what}` (exit {done.returncode}): {_last_words(done)}", f"`edgesdk logs {self.host}` may tell more"
+        )
+
+    def _no_facts(self, done: Completed) -> EdgeSDKError:
+        """Why the probe said nothing: ask python3 for its version, and if there is none, the shell for its name."""
+        python = self._transport.run([self._transport.python, "--version"])
+        version = re.search(rb"^Python ([0-9.]+)", python.stdout, re.MULTILINE)
+        if version and version_of(version[1].decode()) < preflight.OLDEST_PYTHON:
+            return preflight.old_python(self.host, version[1].decode())
+        if version:
+            return DeviceError(f"`{self.host}` cannot be looked at (exit {done.returncode}): {_last_words(done)}", "does `python3` work there?")
+        if python.returncode in (126, 127):
+            return Refused(f"`{self.host}` has no python3", "install it there: `apt-get install python3`")
+        return DeviceError(f"`{self.host}` runs no commands (exit {python.returncode}): {_last_words(python)}", "is its user's login shell one that works?")
+
+
+def _unique(blobs: Iterable[Descriptor]) -> list[Descriptor]:
+    """Two files of the same content are one blob."""
+    return list({blob.digest: blob for blob in blobs}.values())
+
+
+def _blob_chunks(layout: Layout, blob: Descriptor, offset: int) -> Iterator[bytes]:
+    with layout.open_blob(blob.digest) as stream:
+        stream.seek(offset, io.SEEK_CUR)
+        yield from _chunks(stream, blob.size - offset)
+
+
+def _send_wheel(device: Device, wheel: Path, progress: Progress) -> str:
+    digest = digest_of_file(wheel)
+    device.send_archive(digest, wheel.stat().st_size, lambda offset: _file_chunks(wheel, offset), progress, wheel.name.split("-")[0])
+    return digest
+
+
+def _file_chunks(path: Path, offset: int) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        yield from _chunks(stream, path.stat().st_size - offset)
+
+
+def _chunks(stream: BinaryIO, size: int) -> Iterator[bytes]:
+    while size and (chunk := stream.read(min(CHUNK_BYTES, size))):
+        size -= len(chunk)
+        yield chunk
+
+
+def _npz(feeds: Mapping[str, NDArray[Any]]) -> bytes:
+    """Not np.savez: an input may be called `file`, which that takes for its own argument."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, value in feeds.items():
+            array = np.asarray(value)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array.astype(str) if array.dtype == object else array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _last_words(done: Completed) -> str:
+    """What a command said when it should have answered otherwise."""
+    lines = [line.strip() for line in (done.stderr + "\n" + done.stdout.decode(errors="replace")).splitlines() if line.strip()]
+    return printable(lines[-1][:300]) if lines else "it says nothing"

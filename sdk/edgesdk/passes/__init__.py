@@ -1,0 +1,80 @@
+"""The passes: one transformation a file, ``(model, settings) -> model``. The model given is never changed.
+
+    slim = apply([{"pass": name} for name in SIMPLIFY], model)
+    small = apply([{"pass": "quantize", "settings": {"operators": ["Conv"]}}], slim, samples)
+
+A recipe is a list of such steps. It is JSON, and the same recipe, model and samples give the same bytes.
+Each pass is also a function of its own: ``fold_batch_norm(model)``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from edgesdk import graph
+from edgesdk.calibration import Samples
+from edgesdk.errors import ModelError, SampleError
+from edgesdk.graph import Model
+from edgesdk.passes.fix_shapes import fix_shapes
+from edgesdk.passes.fold_affine import fold_affine
+from edgesdk.passes.fold_batch_norm import fold_batch_norm
+from edgesdk.passes.fold_constants import fold_constants
+from edgesdk.passes.lift_constants import lift_constants
+from edgesdk.passes.merge_duplicates import merge_duplicates
+from edgesdk.passes.quantize import quantize
+from edgesdk.passes.raise_opset import raise_opset
+from edgesdk.passes.recognise_hard_swish import recognise_hard_swish
+from edgesdk.passes.remove_identities import remove_identities
+from edgesdk.passes.remove_unused import remove_unused
+from edgesdk.passes.to_float16 import to_float16
+
+Step = Mapping[str, Any]  # {"pass": name, "settings": {...}}; no settings: the pass's own
+
+PASSES: dict[str, Callable[..., Model]] = {
+    "raise_opset": raise_opset,
+    "lift_constants": lift_constants,
+    "fix_shapes": fix_shapes,
+    "fold_constants": fold_constants,
+    "remove_identities": remove_identities,
+    "fold_batch_norm": fold_batch_norm,
+    "fold_affine": fold_affine,
+    "recognise_hard_swish": recognise_hard_swish,
+    "merge_duplicates": merge_duplicates,
+    "remove_unused": remove_unused,
+    "quantize": quantize,
+    "to_float16": to_float16,
+}
+
+NEEDS_SAMPLES = frozenset({"quantize"})
+
+# Exact: the function stays what it was, up to rounding.
+SIMPLIFY = (
+    "raise_opset",
+    "lift_constants",
+    "fold_constants",
+    "remove_identities",
+    "fold_batch_norm",
+    "fold_affine",
+    "recognise_hard_swish",
+    "merge_duplicates",
+    "remove_unused",
+)
+
+
+def apply(recipe: Iterable[Step], model: Model, samples: Samples | None = None) -> Model:
+    """Each step in turn; what it makes has to be valid before the next. Raises ModelError, which names the step."""
+    for step in recipe:
+        name, settings = step["pass"], step.get("settings", {})
+        if name not in PASSES:
+            raise ModelError(f"the recipe names a pass `{name}`, which there is not", f"there are {', '.join(PASSES)}")
+        if name not in NEEDS_SAMPLES:
+            made = PASSES[name](model, **settings)
+        elif samples is None:
+            raise SampleError(f"the pass `{name}` measures on samples, and there are none", "give some: `--calibration`")
+        else:
+            made = PASSES[name](model, samples=samples, **settings)
+        try:
+            graph.check(made)
+        except ModelError as error:
+            raise ModelError(f"the pass `{name}` made an invalid model: {error}", "leave it out of the recipe, and report the model to us") from error
+        model = made
+    return model

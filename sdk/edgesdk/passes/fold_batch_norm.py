@@ -1,0 +1,46 @@
+"""Batch normalization after a convolution is a scaling of its weights and a shift of its bias."""
+
+import numpy as np
+import onnx_ir
+
+from edgesdk import graph
+from edgesdk.graph import Model
+from edgesdk.passes._linear import absorb, is_linear
+
+
+def fold_batch_norm(model: Model) -> Model:
+    """BatchNormalization at inference, after a Conv, ConvTranspose or Gemm that nothing else reads, is folded into it."""
+    folded = graph.clone(model)
+    for node in list(folded.graph):
+        if node.op_type == "BatchNormalization" and not node.domain:
+            _fold(node)
+    return folded
+
+
+def _fold(node: onnx_ir.Node) -> None:
+    value = node.inputs[0]
+    before = value.producer() if value is not None else None
+    if value is None or before is None or not is_linear(before) or len(value.uses()) != 1 or value.is_graph_output() or before.graph is not node.graph:
+        return
+    if any(extra.uses() for extra in node.outputs[1:]) or ("training_mode" in node.attributes and node.attributes["training_mode"].as_int()):
+        return
+    numbers = [graph.constant(each) for each in node.inputs[1:5]]
+    if any(each is None for each in numbers):
+        return
+    scale, bias, mean, variance = (np.asarray(each, np.float64) for each in numbers)
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+    factor = scale / np.sqrt(variance + epsilon)
+    absorb(before, factor, bias - mean * factor)
+    take_place(before, node)
+
+
+def take_place(before: onnx_ir.Node, after: onnx_ir.Node) -> None:
+    """``before`` answers in the place, and under the name, of ``after``, which goes."""
+    old, new = after.outputs[0], before.outputs[0]
+    inside = after.graph
+    name, shape, kind = old.name, old.shape, old.type
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    if inside is not None:
+        inside.remove(after, safe=True)
+    old.name = None
+    new.name, new.shape, new.type = name, shape or new.shape, kind or new.type

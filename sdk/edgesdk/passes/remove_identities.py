@@ -1,0 +1,118 @@
+"""Nodes that answer what they are given are taken out of the way."""
+
+from collections.abc import Callable
+
+import onnx_ir
+
+from edgesdk import graph
+from edgesdk.graph import Model
+
+
+def remove_identities(model: Model) -> Model:
+    """Identity, and what amounts to it: Dropout at inference, a Cast to the same type, two Transposes that cancel, × 1, + 0 …"""
+    slim = graph.clone(model)
+    graph.infer_shapes(slim)
+    for node in list(graph.nodes(slim)):
+        _join_transposes(node)
+        if not node.domain and node.inputs and node.inputs[0] is not None and _IDENTITIES.get(node.op_type, _never)(node):
+            _take_out(node)
+    return slim
+
+
+def _take_out(node: onnx_ir.Node) -> None:
+    """Users read the input instead. Where the output is the graph's, the input takes its name, if it is free to."""
+    value, output, inside = node.inputs[0], node.outputs[0], node.graph
+    if value is None or inside is None or any(extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]):
+        return
+    if output.is_graph_output():
+        producer = value.producer()
+        if producer is None or producer.graph is not inside or value.is_graph_output() or _seen_in_subgraph(value, inside):
+            return
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
+        name, shape, kind = output.name, output.shape, output.type
+        output.name = None
+        value.name, value.shape, value.type = name, shape or value.shape, kind or value.type
+    else:
+        output.replace_all_uses_with(value)
+    inside.remove(node, safe=True)
+
+
+def _seen_in_subgraph(value: onnx_ir.Value, inside: onnx_ir.Graph | onnx_ir.Function) -> bool:
+    return any(use.node.graph is not inside for use in value.uses())
+
+
+def _join_transposes(node: onnx_ir.Node) -> None:
+    """Transpose of a Transpose reads the first one's input."""
+    before = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs and node.inputs[0] is not None else None
+    if before is None or before.op_type != "Transpose" or before.domain or node.domain or before.graph is not node.graph:
+        return
+    if "perm" in before.attributes and "perm" in node.attributes:
+        first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
+        node.replace_input_with(0, before.inputs[0])
+        node.attributes["perm"] = onnx_ir.AttrInt64s("perm", [first[axis] for axis in second])
+
+
+def _never(_node: onnx_ir.Node) -> bool:
+    return False
+
+
+def _is_inference_dropout(node: onnx_ir.Node) -> bool:
+    training = node.inputs[2] if len(node.inputs) > 2 else None
+    return training is None or ((flag := graph.constant(training)) is not None and not flag.any())
+
+
+def _is_same_type(node: onnx_ir.Node) -> bool:
+    value = node.inputs[0]
+    return value is not None and value.dtype is not None and "to" in node.attributes and value.dtype == node.attributes["to"].as_int()
+
+
+def _is_same_order(node: onnx_ir.Node) -> bool:
+    perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else ()
+    return bool(perm) and list(perm) == sorted(perm)
+
+
+def _is_same_shape(node: onnx_ir.Node) -> bool:
+    given, made = node.inputs[0], node.outputs[0]
+    return (
+        given is not None and given.shape is not None and made.shape is not None and given.shape.is_static() and made.shape.is_static()
+        and given.shape == made.shape
+    )  # fmt: skip
+
+
+def _is_neutral(number: float, *, either_side: bool) -> Callable[[onnx_ir.Node], bool]:
+    """Whether the operand is that number. Only scalars: a longer constant may change the shape."""
+
+    def neutral(node: onnx_ir.Node) -> bool:
+        if either_side and (first := graph.constant(node.inputs[0])) is not None and first.ndim == 0 and first == number:
+            node.replace_input_with(0, node.inputs[1])
+            return node.inputs[0] is not None
+        operand = graph.constant(node.inputs[1])
+        return operand is not None and operand.ndim == 0 and bool(operand == number)
+
+    return neutral
+
+
+def _has_one_input(node: onnx_ir.Node) -> bool:
+    return len(node.inputs) == 1
+
+
+_IDENTITIES: dict[str, Callable[[onnx_ir.Node], bool]] = {
+    "Identity": _has_one_input,
+    "Dropout": _is_inference_dropout,
+    "Cast": _is_same_type,
+    "Transpose": _is_same_order,
+    "Reshape": _is_same_shape,
+    "Expand": _is_same_shape,
+    "Flatten": _is_same_shape,
+    "Squeeze": _is_same_shape,
+    "Unsqueeze": _is_same_shape,
+    "Concat": _has_one_input,
+    "Sum": _has_one_input,
+    "Max": _has_one_input,
+    "Min": _has_one_input,
+    "Mean": _has_one_input,
+    "Mul": _is_neutral(1, either_side=True),
+    "Div": _is_neutral(1, either_side=False),
+    "Add": _is_neutral(0, either_side=True),
+    "Sub": _is_neutral(0, either_side=False),
+}

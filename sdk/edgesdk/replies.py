@@ -1,0 +1,294 @@
+"""What a device says, as types. Parsed once, on arrival; past that point nothing is a dict.
+
+A device may be broken, or not ours: lengths are bounded, control characters are escaped before they reach a terminal, and
+nothing said here ever becomes a path. Keys that we do not know are ignored: the agent may be newer.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from edgesdk.errors import DeviceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FRAME = b"edge-agent-reply: "
+_MAX_TEXT = 4000
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal could obey.
+
+    >>> printable("ok\\x1b[2J")
+    'ok\\\\x1b[2J'
+    """
+    shown = "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text[:_MAX_TEXT])
+    return shown + ("…" if len(text) > _MAX_TEXT else "")
+
+
+Text = Annotated[str, AfterValidator(printable)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Reply(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fit for JSON."""
+        return self.model_dump(mode="json")
+
+
+class Runtime(Reply):
+    """The onnxruntime that a device has. ``where``: the system's, or the one that we sent."""
+
+    version: Text
+    providers: tuple[Text, ...] = ()
+    where: Text = ""
+
+
+class InstalledAgent(Reply):
+    """``digest`` is None where one runs that was not put there by edgesdk: from a virtual environment, say."""
+
+    digest: Text | None = None
+    version: Text | None = None
+    running: bool = False
+
+
+class Facts(Reply):
+    """What `edge-agent probe` found out about a device. What it could not read is None or empty."""
+
+    system: Text | None = None
+    architecture: Text
+    python: Text
+    executable: Text | None = None
+    abi: Text
+    libc: Text | None = None
+    board: Text = ""
+    cpu_model: Text | None = None
+    cpu_features: tuple[Text, ...] = ()
+    cores: Count | None = None
+    memory_bytes: Count | None = None
+    free_bytes: Count | None = None
+    home: Text
+    writable: bool | None = None
+    missing_modules: tuple[Text, ...] = ()
+    files: tuple[Text, ...] = ()
+    governor: Text | None = None
+    temperature_c: float | None = None
+    onnxruntime: Runtime | None = None
+    numpy: Text | None = None
+    agent: InstalledAgent | None = None
+    user: Text | None = None
+
+
+class Missing(Reply):
+    """A blob that the device lacks, and how many of its bytes have arrived."""
+
+    digest: Text
+    offset: Count = 0
+
+
+class MissingReply(Reply):
+    missing: tuple[Missing, ...]
+
+
+class Problem(Reply):
+    message: Text
+    hint: Text = ""
+
+
+class Percentiles(Reply):
+    """Latency in milliseconds."""
+
+    p50: float
+    p90: float
+    p99: float
+    p999: float | None = None
+    max: float | None = None
+    mean: float | None = None
+
+
+class Difference(Reply):
+    """The output that lies furthest from its golden answer."""
+
+    output: Text
+    difference: float
+    tolerance: float
+
+
+class Trial(Reply):
+    """How the model did on the device before it was switched to."""
+
+    worst: Difference | None = None
+    load_ms: float | None = None
+    latency_ms: Percentiles | None = None
+    provider: Text = ""
+    runs: Count | None = None
+    warmup: Count | None = None
+
+
+class Activated(Reply):
+    """The end of a job that activates or rolls back."""
+
+    name: Text
+    release: Count
+    digest: Text
+    previous: Text | None = None
+    outcome: Literal["active", "unchanged"]
+    first_answer_ms: float | None = None
+    trial: Trial | None = None
+
+
+class JobStarted(Reply):
+    job: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,80}$")]
+
+
+class Job(Reply):
+    """A job of the agent. It goes on whether or not anybody asks."""
+
+    state: Literal["running", "done", "failed"]
+    stage: Text = ""
+    result: Activated | None = None
+    error: Problem | None = None
+
+
+class AgentStatus(Reply):
+    version: Text
+    digest: Text | None = None
+    pid: int | None = None
+    python: Text | None = None
+    onnxruntime: Text | None = None
+    numpy: Text | None = None
+    home: Text = ""
+    since: Text | None = None
+
+
+class ModelStatus(Reply):
+    name: Text
+    release: Count
+    digest: Text
+    profile: Text = ""
+    provider: Text | None = None
+    nodes: Text | None = None
+    state: Text
+    previous: Text | None = None
+    since: Text | None = None
+    error: Text | None = None
+    count: Count | None = None
+
+
+class StoreStatus(Reply):
+    bytes: Count | None = None
+    free_bytes: Count | None = None
+    blobs: Count | None = None
+
+
+class Status(Reply):
+    agent: AgentStatus
+    models: tuple[ModelStatus, ...] = ()
+    store: StoreStatus = StoreStatus()
+
+
+class ModelReport(Reply):
+    """The latency of one model, as local programs saw it."""
+
+    name: Text
+    release: Count
+    digest: Text
+    provider: Text | None = None
+    count: Count
+    errors: Count
+    latency_ms: Percentiles | None = None
+    phases_ms: dict[Text, Percentiles | None] = {}
+    since: Text | None = None
+
+
+class Report(Reply):
+    models: tuple[ModelReport, ...]
+
+
+class Removed(Reply):
+    removed: Text
+    freed_bytes: Count = 0
+
+
+class Logs(Reply):
+    lines: tuple[Text, ...]
+
+
+class Tensor(Reply):
+    """An output as JSON carries it; text is `string`."""
+
+    dtype: Annotated[str, Field(pattern=r"^[a-z]+[0-9]*$")]
+    shape: tuple[Count, ...]
+    data: Any
+
+
+class Answer(Reply):
+    """What a model answered. ``agrees`` where a golden input was asked: whether the answer is the golden one."""
+
+    outputs: dict[Text, Tensor]
+    latency_ms: float
+    agrees: bool | None = None
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The outputs as numpy's. Raises DeviceError where data and shape disagree."""
+        import numpy as np
+
+        try:
+            return {name: np.array(t.data, "str" if t.dtype == "string" else t.dtype).reshape(t.shape) for name, t in self.outputs.items()}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DeviceError(f"the device answers with a tensor that is none: {error}", "is its agent of another version?") from error
+
+
+class Bench(Reply):
+    """Latency of golden inputs, seen by a local client, and of the model's run alone."""
+
+    name: Text
+    release: Count
+    digest: Text
+    client_ms: Percentiles
+    run_ms: Percentiles
+    runs: Count
+    warmup: Count
+    provider: Text | None = None
+    threads: Count | None = None
+    device: dict[str, Any] = {}
+
+
+class Held(Reply):
+    held: dict[str, Count]
+
+
+class Launcher(Reply):
+    changed: bool
+
+
+Kind = TypeVar("Kind", bound=Reply)
+
+
+def framed(stdout: bytes) -> dict[str, Any] | None:
+    """The last line that carries our frame, whatever a banner or a .bashrc printed around it, line ends or not. None where there is none."""
+    for line in reversed(stdout.splitlines()):
+        _, frame, text = line.partition(FRAME)
+        if frame:
+            try:
+                document = json.loads(text)
+            except (ValueError, RecursionError):
+                return None
+            return document if isinstance(document, dict) else None
+    return None
+
+
+def parse(kind: type[Kind], document: dict[str, Any], host: str) -> Kind:
+    """The document as that type. Raises DeviceError."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise DeviceError(f"`{host}` gives an answer that makes no sense: {printable(where)}: {first['msg']}", "is its agent of another version?") from error

@@ -1,0 +1,89 @@
+"""How commands reach a device: over SSH, or as children of this process where the device is `local`.
+
+    with connect("pi@192.168.1.20") as pi:
+        pi.run(["uname", "-m"]).stdout
+
+One operation is all that the rest of edgesdk needs: run a command, feed its standard input, read what it says. What a
+command means is the device's business; that it arrives as it was written is ours. Only `ssh.py` knows paramiko.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import string
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+MAX_REPLY_BYTES = 4 << 20
+LOCAL = "local"
+
+# What reaches a login shell as it is; everything else travels as an octal number.
+_PLAIN = frozenset((string.ascii_letters + string.digits + " _./=:,+@%-").encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended. ``returncode`` is 127 where there is no such command, negative where a signal ended it."""
+
+    returncode: int
+    stdout: bytes
+    stderr: str
+
+
+class Transport(Protocol):
+    """A way to run commands on a device."""
+
+    @property
+    def host(self) -> str:
+        """What the person typed."""
+
+    @property
+    def python(self) -> str:
+        """What to call for Python there."""
+
+    def run(self, argv: Sequence[str], *, stdin: Iterable[bytes] = (), silence_s: float = 60, most_bytes: int = MAX_REPLY_BYTES) -> Completed:
+        """Run a command to its end.
+
+        The next chunk of ``stdin`` is asked for when the one before was taken, so a generator knows how far it is. Raises
+        ConnectionFailed where the connection breaks or nothing moves for ``silence_s``, and DeviceError where more than
+        ``most_bytes`` come back.
+        """
+
+    def close(self) -> None:
+        """Twice does no harm."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def connect(host: str) -> Transport:
+    """The way to ``host``: a name of `~/.ssh/config`, `user@host[:port]`, or `local`. Raises ConnectionFailed.
+
+    EDGESDK_SSH_CONFIG names another file than `~/.ssh/config`.
+    """
+    if host == LOCAL:
+        from edgesdk.transport.local import LocalTransport
+
+        return LocalTransport()
+    from edgesdk.transport import settings, ssh
+
+    config = os.environ.get("EDGESDK_SSH_CONFIG")
+    return ssh.connect(settings.resolve(host, Path(config) if config else None))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    r"""The one place where arguments become text for a shell.
+
+    >>> command_line(["echo", "it's"])
+    'sh -c \'eval "$(printf %b "exec echo \\0047it\\0047\\0042\\0047\\0042\\0047s\\0047")"\''
+
+    The login shell may be bash, dash, fish or csh, which agree on little more than single quotes around plain letters.
+    So it only starts `sh`, and quotes, backslashes and line ends come out of printf there.
+    """
+    script = f"exec {shlex.join(argv)}".encode()
+    encoded = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in script)
+    return f"""sh -c 'eval "$(printf %b "{encoded}")"'"""

@@ -1,0 +1,158 @@
+"""Setting up an empty device: what arrives is checked, unpacked whole, and switched to at once."""
+
+import hashlib
+import io
+import json
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_agent import bootstrap
+
+SOURCE = Path(bootstrap.__file__).read_text(encoding="utf-8")
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        for name, data in files.items():
+            opened.writestr(name, data)
+    return buffer.getvalue()
+
+
+def digest_of(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def ask(home: Path, *verb: str, stdin: bytes = b"") -> dict[str, Any]:
+    """As the host does: the source as an argument, no package, nothing of the environment."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", SOURCE, *verb], input=stdin, capture_output=True, check=False, env={"EDGE_AGENT_HOME": str(home)}, timeout=60
+    )
+    assert done.stderr == b""
+    reply: dict[str, Any] = json.loads(done.stdout.decode().removeprefix(bootstrap.FRAME))
+    assert (done.returncode != 0) is ("error" in reply)
+    return reply
+
+
+def send(home: Path, data: bytes, offset: int = 0) -> dict[str, Any]:
+    return ask(home, "receive", digest_of(data), str(len(data)), str(offset), stdin=data[offset:])
+
+
+def install(home: Path, files: dict[str, bytes]) -> dict[str, Any]:
+    data = archive(files)
+    send(home, data)
+    return ask(home, "agent", digest_of(data))
+
+
+def test_the_agent_runs_from_where_it_was_unpacked(tmp_path: Path) -> None:
+    home = tmp_path / "it's home"
+    program = b"import os, sys; print(os.environ['EDGE_AGENT_HOME'], sys.argv[1:], 'PYTHONPATH' in os.environ)"
+    reply = install(home, {"__main__.py": program, "edge_agent/__init__.py": b""})
+    assert (home / "agent" / "current").readlink() == Path(reply["agent"])
+    done = subprocess.run([home / "bin" / "edge-agent", "a b"], capture_output=True, text=True, check=True, env={"PYTHONPATH": "/nowhere"})
+    assert done.stdout == f"{home} ['a b'] False\n"
+    assert [path.name for path in (home / "setup").iterdir()] == ["lock"]
+
+
+def test_a_newer_agent_takes_over_and_the_one_before_stays(tmp_path: Path) -> None:
+    for version in (b"1", b"2", b"3"):
+        install(tmp_path, {"__main__.py": b"print(" + version + b")"})
+    done = subprocess.run([tmp_path / "bin" / "edge-agent"], capture_output=True, text=True, check=True)
+    assert done.stdout == "3\n"
+    assert len([path for path in (tmp_path / "agent").iterdir() if not path.is_symlink()]) == 2
+
+
+def test_the_agent_runs_under_the_python_that_is_there_now(tmp_path: Path) -> None:
+    install(tmp_path, {"__main__.py": b"import sys; print(sys.executable)"})
+    assert ask(tmp_path, "launcher") == {"changed": False}
+    launcher = tmp_path / "bin" / "edge-agent"
+    launcher.write_text(launcher.read_text().replace(sys.executable, "/gone/python"))
+    assert ask(tmp_path, "launcher") == {"changed": True}
+    assert subprocess.run([launcher], capture_output=True, text=True, check=True).stdout == f"{sys.executable}\n"
+
+
+def test_a_cut_transfer_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    data = archive({"a": os.urandom(500_000)})
+    cut = ask(tmp_path, "receive", digest_of(data), str(len(data)), "0", stdin=data[:200_000])
+    assert "ended" in cut["error"]["message"]
+    offset = ask(tmp_path, "held", digest_of(data))["held"][digest_of(data)]
+    assert offset == 200_000
+    assert send(tmp_path, data, offset) == {"digest": digest_of(data), "size": len(data)}
+    assert ask(tmp_path, "held", digest_of(data))["held"] == {digest_of(data): len(data)}
+    assert send(tmp_path, data, len(data))["size"] == len(data)  # the reply was lost: asking again does no harm
+
+
+def test_what_arrives_damaged_is_not_kept(tmp_path: Path) -> None:
+    data = archive({"a": b"content"})
+    wrong = ask(tmp_path, "receive", digest_of(data), str(len(data)), "0", stdin=data[:-1] + b"x")
+    assert "another digest" in wrong["error"]["message"]
+    assert ask(tmp_path, "held", digest_of(data))["held"] == {digest_of(data): 0}
+
+
+def test_wheels_lie_beside_each_other_under_one_name(tmp_path: Path) -> None:
+    tag = "cp311-x86_64-glibc"
+    for version in (b"1", b"2"):
+        wheels = [archive({"numpy/__init__.py": version}), archive({"onnxruntime/__init__.py": version, "onnxruntime/capi/x.so": b"so"})]
+        for wheel in wheels:
+            send(tmp_path, wheel)
+        ask(tmp_path, "runtime", tag, *map(digest_of, wheels))
+        assert (tmp_path / "runtime" / tag / "numpy/__init__.py").read_bytes() == version
+        assert (tmp_path / "runtime" / tag / "onnxruntime/capi/x.so").read_bytes() == b"so"
+    assert len(list((tmp_path / "runtime").iterdir())) == 2  # the link and what it leads to
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", "a/../../evil", "a//evil", "./evil", "a\\..\\evil"])
+def test_a_member_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    reply = install(tmp_path / "home", {"good.py": b"", name: b"evil"})
+    assert "leads out" in reply["error"]["message"]
+    assert not (tmp_path / "home/agent/current").exists()
+    assert [path.name for path in tmp_path.rglob("*evil*")] == []
+    assert list((tmp_path / "home/agent").iterdir()) == []
+
+
+def test_a_link_in_an_archive_is_refused(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as opened:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        opened.writestr(info, "/etc")
+    send(tmp_path, buffer.getvalue())
+    assert "leads out" in ask(tmp_path, "agent", digest_of(buffer.getvalue()))["error"]["message"]
+
+
+def test_a_file_twice_in_two_archives_is_refused(tmp_path: Path) -> None:
+    wheels = [archive({"same.py": b"1"}), archive({"same.py": b"2"})]
+    for wheel in wheels:
+        send(tmp_path, wheel)
+    assert "twice" in ask(tmp_path, "runtime", "cp311-x86_64-glibc", *map(digest_of, wheels))["error"]["message"]
+
+
+def test_what_is_no_archive_is_said(tmp_path: Path) -> None:
+    send(tmp_path, b"not a zip file")
+    assert "damaged" in ask(tmp_path, "agent", digest_of(b"not a zip file"))["error"]["message"]
+
+
+@pytest.mark.parametrize("verb", [("agent", "../x"), ("held", "sha256:../../x"), ("runtime", "../x", digest_of(b"")), ("dance",)])
+def test_words_of_the_host_do_not_become_paths(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    assert "error" in ask(tmp_path, *verb)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert str(tmp_path / "file") in ask(tmp_path / "file" / "home", "held")["error"]["message"]
+
+
+def test_a_second_set_up_waits_and_then_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "LOCK_WAIT_S", 0.3)
+    first, second = bootstrap.locked(tmp_path / "lock"), bootstrap.locked(tmp_path / "lock")
+    with first, pytest.raises(bootstrap.BootstrapError, match=f"process {os.getpid()} since"), second:
+        raise AssertionError
+    with bootstrap.locked(tmp_path / "lock"):
+        pass

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from edge_agent.latency import Histogram, measure, percentiles
+from hypothesis import given
+from hypothesis import strategies as st
+
+NANOSECONDS = st.one_of(st.integers(0, 300), st.integers(0, 10**7), st.integers(0, 1 << 50))
+SAMPLES = st.lists(NANOSECONDS, min_size=1, max_size=200)
+
+
+
+
+@given(SAMPLES, st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 1.0]))
+def test_a_quantile_is_within_one_percent_of_the_inverted_cdf(samples: list[int], q: float) -> None:
+    exact = float(np.quantile(np.array(samples, np.float64), q, method="inverted_cdf"))
+    assert histogram(samples).quantile(q) == pytest.approx(exact, rel=0.01, abs=0.5)
+
+
+@given(SAMPLES, SAMPLES)
+def test_merging_is_recording_both(first: list[int], second: list[int]) -> None:
+    merged = histogram(first)
+    merged.merge(histogram(second))
+    assert merged.to_dict() == histogram(first + second).to_dict()
+
+
+@given(SAMPLES)
+def test_it_survives_json(samples: list[int]) -> None:
+    before = histogram(samples)
+    after = Histogram.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert after.to_dict() == json.loads(json.dumps(before.to_dict())) or after.percentiles() == before.percentiles()
+    assert after.percentiles() == before.percentiles()
+
+
+def test_memory_is_bounded() -> None:
+    full = Histogram()
+    for octave in range(60):
+        for step in range(200):
+            full.record((1 << octave) + step * (1 << octave) // 200)
+    assert len(full.to_dict()["buckets"]) < 2900
+
+
+def test_extremes_are_exact_and_nothing_is_zero() -> None:
+    assert histogram([1_234_567, 9_876_543]).percentiles().max == 9.876543
+    assert histogram([1_234_567]).quantile(0.5) == 1_234_567
+    assert Histogram().percentiles().p99 == 0
+    assert Histogram().quantile(0.5) == 0
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"count": 1, "sum_ns": 1, "min_ns": 1, "max_ns": 1, "buckets": []},
+        {"count": 1, "sum_ns": 1, "min_ns": 1, "max_ns": 1, "buckets": [[10**9, 1]]},
+        {"count": "x", "sum_ns": 1, "min_ns": 1, "max_ns": 1, "buckets": [[1, 1]]},
+        {"count": 1, "sum_ns": 1, "min_ns": 1, "max_ns": 1, "buckets": 7},
+        [],
+    ],
+)
+def test_what_is_no_histogram_is_refused(document: object) -> None:
+    with pytest.raises(ValueError, match="not a histogram|invalid literal"):
+        Histogram.from_dict(document)  # type: ignore[arg-type]
+
+
+def test_a_quantile_beyond_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        Histogram().quantile(1.5)
+
+
+def test_measuring_leaves_out_the_warm_up() -> None:
+    calls: list[int] = []
+    times = measure(lambda: calls.append(1), runs=3, warmup=2)
+    assert (len(calls), len(times)) == (5, 3)
+    assert all(ns >= 0 for ns in times)
+    assert percentiles([]).max == 0
+
+
+def histogram(samples: list[int]) -> Histogram:
+    made = Histogram()
+    for sample in samples:
+        made.record(sample)
+    return made

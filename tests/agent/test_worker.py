@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_agent.bundle import TensorInfo
+from edge_agent.protocol import ProtocolError
+from edge_agent.worker import BadFeeds, ProviderMissing, Session, SessionError, choose_providers, conform, open_session
+from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
+
+CUDA = {"name": "CUDAExecutionProvider", "options": {}}
+CPU = {"name": "CPUExecutionProvider", "options": {}}
+
+
+def opened(folder: Path, model: bytes, **options: Any) -> Session:
+    (folder / "model.onnx").write_bytes(model)
+    return open_session(folder, CPU_PROFILE, **options)
+
+
+def test_a_session_says_what_it_is_and_runs(tmp_path: Path) -> None:
+    session = opened(tmp_path, linear(2.0))
+    assert session.inputs == (TensorInfo("x", "float32", (None, 4)),)
+    assert session.outputs == (TensorInfo("y", "float32", (None, 3)),)
+    assert session.providers == ["CPUExecutionProvider"]
+    assert "nodes on CPU" in session.nodes
+    assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[8.0, 8.0, 8.0]]
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"optimize": False}])
+def test_threads_and_optimisation_are_the_callers_choice(tmp_path: Path, options: dict[str, Any]) -> None:
+    session = opened(tmp_path, linear(), **options)
+    assert session.threads == options.get("threads", 1)
+    assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[4.0, 4.0, 4.0]]
+
+
+def test_every_dtype_goes_in_and_out(tmp_path: Path) -> None:
+    session, feeds = opened(tmp_path, everything()), everything_feeds()
+    for name, array in session.run(feeds).items():
+        np.testing.assert_array_equal(array, feeds[name.replace("out_", "in_")])
+
+
+def test_only_the_outputs_asked_for_are_computed(tmp_path: Path) -> None:
+    assert list(opened(tmp_path, everything()).run(everything_feeds(), ["out_bool"])) == ["out_bool"]
+
+
+def test_what_the_runtime_refuses_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SessionError, match="cannot open the model"):
+        opened(tmp_path, b"noise")
+    with pytest.raises(SessionError, match="cannot open the model"):
+        open_session(tmp_path / "nowhere", CPU_PROFILE)
+    with pytest.raises(BadFeeds, match="out of data bounds"):
+        opened(tmp_path, gather()).run({"i": np.array([9])})
+
+
+def test_a_profile_may_refuse_or_fall_back_when_its_provider_is_missing(capfd: pytest.CaptureFixture[str]) -> None:
+    profile: dict[str, Any] = {"name": "jetson", "providers": [CUDA, CPU]}
+    with pytest.raises(ProviderMissing, match=r"the profile jetson wants CUDAExecutionProvider, this onnxruntime offers CPUExecutionProvider"):
+        choose_providers({**profile, "runtime": {"on_missing_provider": "refuse"}}, ["CPUExecutionProvider"])
+    assert choose_providers({**profile, "runtime": {"on_missing_provider": "fallback"}}, ["CPUExecutionProvider"]) == [CPU]
+    assert capfd.readouterr().err == ""
+    assert choose_providers({**profile, "runtime": {"on_missing_provider": "warn"}}, ["CPUExecutionProvider"]) == [CPU]
+    assert "CUDAExecutionProvider is not available" in capfd.readouterr().err
+    assert choose_providers({"providers": [CUDA]}, ["CPUExecutionProvider"]) == [{"name": "CPUExecutionProvider"}]
+    assert choose_providers(profile, ["CUDAExecutionProvider", "CPUExecutionProvider"]) == [CUDA, CPU]
+
+
+def test_a_provider_may_keep_its_cache_in_the_deployment(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear())
+    profile = {**CPU_PROFILE, "providers": [{"name": "CPUExecutionProvider", "options": {"unknown": "{home}"}}]}
+    try:
+        open_session(tmp_path, profile)
+    except SessionError as error:  # some versions refuse options that they do not know
+        assert "unknown" in str(error)
+    assert (tmp_path / "cache").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "the model's inputs are `x`; `x` is missing"),
+        ({"z": np.zeros((1, 4), np.float32)}, "`x` is missing"),
+        ({"x": np.zeros((1, 4), np.float32), "z": np.zeros(1)}, "`z` is none of them"),
+        ({"x": np.zeros((1, 4))}, r"the input `x` is float32 \[any, 4\], float64 \[1, 4\] came"),
+        ({"x": np.zeros((1, 5), np.float32)}, r"float32 \[1, 5\] came"),
+        ({"x": np.zeros(4, np.float32)}, r"float32 \[4\] came"),
+        ({"x": np.array([["a"] * 4], object)}, r"string \[1, 4\] came"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_told_what_would(feeds: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        conform(feeds, [TensorInfo("x", "float32", (None, 4))])

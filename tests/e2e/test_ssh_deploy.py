@@ -1,0 +1,209 @@
+"""The main job over a real OpenSSH server: from a bundle to a model that answers there."""
+
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_agent.bundle import Layout
+from edgesdk import device
+from edgesdk.errors import DeviceError
+from tests.bundles import answer, inputs, write_bundle
+from tests.e2e.conftest import Bench
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.uname().machine != "x86_64", reason="the bundles are for x86-cpu")]
+
+WIDTH = 600  # 1.4 MB of weights: a file of their own
+
+
+def blobs_of(bundle: Path) -> dict[str, int]:
+    with Layout.open(bundle) as layout:
+        return {blob.digest: blob.size for blob in layout.manifests()["x86-cpu"].blobs}
+
+
+def asked(pi: device.Device, name: str = "toy", width: int = WIDTH) -> np.ndarray:
+    return pi.infer(name, {"x": inputs(width)[0]}).arrays()["y"]
+
+
+def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) -> None:
+    bench.start()
+    first, second = write_bundle(tmp_path / "v1", width=WIDTH), write_bundle(tmp_path / "v2", width=WIDTH, release=2, seed=1)
+    x = inputs(WIDTH)[0]
+    stages: list[str] = []
+    with device.connect("pi") as pi:
+        deployed = device.deploy(pi, first, progress=lambda stage, *_: stages.append(stage))
+        assert deployed.outcome == "active" and deployed.previous is None and deployed.first_answer_ms
+        assert (deployed.blobs_sent, deployed.bytes_sent) == (len(blobs_of(first)), sum(blobs_of(first).values()))
+        assert list(dict.fromkeys(stages))[:3] == ["agent", "start", "push"]
+        np.testing.assert_allclose(asked(pi), answer(x, width=WIDTH), atol=1e-3)
+        assert pi.infer("toy").agrees
+
+        reported = pi.report("toy").models[0]
+        assert (reported.name, reported.release, reported.digest, reported.errors) == ("toy", 1, deployed.digest, 0)
+        assert reported.count >= 2 and reported.latency_ms and reported.latency_ms.p99 >= reported.latency_ms.p50 > 0
+
+        again = device.deploy(pi, first)
+        assert (again.outcome, again.blobs_sent, again.bytes_sent, again.digest) == ("unchanged", 0, 0, deployed.digest)
+
+        newer = device.deploy(pi, second)
+        changed = {digest: size for digest, size in blobs_of(second).items() if digest not in blobs_of(first)}
+        assert len(changed) < len(blobs_of(second))
+        assert (newer.outcome, newer.previous, newer.blobs_sent, newer.bytes_sent) == ("active", deployed.digest, len(changed), sum(changed.values()))
+        np.testing.assert_allclose(asked(pi), answer(x, width=WIDTH, seed=1), atol=1e-3)
+
+        back = pi.rollback("toy")
+        assert (back.digest, back.previous) == (deployed.digest, newer.digest)
+        np.testing.assert_allclose(asked(pi), answer(x, width=WIDTH), atol=1e-3)
+        assert pi.remove("toy").removed == "toy"
+        assert pi.status().models == ()
+
+
+def test_the_agent_outlives_the_connection(bench: Bench, tmp_path: Path) -> None:
+    pi = bench.start()
+    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    done = subprocess.run([pi.agent_home / "bin" / "edge-agent", "infer", "toy", "--golden"], capture_output=True, text=True, check=True)
+    assert '"agrees": true' in done.stdout
+    with device.connect("pi") as again:
+        assert again.status().models[0].state == "active"
+
+
+def test_what_a_login_shell_prints_does_no_harm(bench: Bench, tmp_path: Path) -> None:
+    pi = bench.start(login_shell="bash")
+    (pi.home / ".bashrc").write_text("echo 'Welcome to this device!'; printf 'no line end'; echo noise >&2\n")
+    assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+
+
+def test_another_pythons_settings_do_no_harm_and_the_agents_folder_is_the_devices_choice(bench: Bench, tmp_path: Path) -> None:
+    polluted = tmp_path / "polluted"
+    polluted.mkdir()
+    for module in ("json", "numpy", "zipfile"):
+        (polluted / f"{module}.py").write_text("raise SystemExit('polluted')\n")
+    home = tmp_path / "its own folder"
+    bench.start(environment=f'PYTHONPATH={polluted} "EDGE_AGENT_HOME={home}"')
+    try:
+        assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+        with device.connect("pi") as pi:
+            assert pi.status().agent.home == str(home)
+    finally:
+        subprocess.run([home / "bin" / "edge-agent", "stop"], check=True, capture_output=True)
+
+
+def test_through_another_host(bench: Bench, tmp_path: Path) -> None:
+    bench.start("door")
+    bench.start("inside", options="  ProxyJump door")
+    deployed = device.attempt("inside", write_bundle(tmp_path / "b"))
+    assert (deployed.host, deployed.outcome) == ("inside", "active")
+
+
+def test_a_bundle_that_answers_wrongly_there_leaves_the_old_one_running(bench: Bench, tmp_path: Path) -> None:
+    bench.start()
+    assert device.attempt("pi", write_bundle(tmp_path / "good", width=WIDTH)).worked
+    failed = device.attempt("pi", write_bundle(tmp_path / "bad", width=WIDTH, release=2, seed=1, wrong=True))
+    assert failed.outcome == "failed" and failed.error and "y" in failed.error["message"]
+    with device.connect("pi") as pi:
+        np.testing.assert_allclose(asked(pi), answer(inputs(WIDTH)[0], width=WIDTH), atol=1e-3)
+
+
+def test_a_model_that_is_not_there(bench: Bench, tmp_path: Path) -> None:
+    bench.start()
+    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    with device.connect("pi") as pi, pytest.raises(DeviceError, match="other"):
+        pi.infer("other")
+
+
+def test_a_transfer_that_is_cut_goes_on_where_it_was(bench: Bench, tmp_path: Path) -> None:
+    """The cut is a reset after so many bytes; in all hardly more is sent than without it."""
+    pi = bench.start()
+    bundle = write_bundle(tmp_path / "b", width=1500)  # 9 MB
+    with device.connect("pi") as there:
+        device.set_up(there, (found := there.facts()), device.plan_set_up(found))
+    size = sum(blobs_of(bundle).values())
+    with Cutter(pi.port, after_bytes=size // 2) as cutter:
+        with bench.config.open("a") as config:
+            config.write(
+                f"Host cut\n  HostName 127.0.0.1\n  Port {cutter.port}\n  HostKeyAlias [127.0.0.1]:{pi.port}\n  IdentityFile {bench.key}\n"
+                f"  UserKnownHostsFile {bench.known_hosts}\n"
+            )
+        deployed = device.attempt("cut", bundle)
+    assert deployed.outcome == "active", deployed.error
+    assert cutter.connections == 2
+    assert deployed.bytes_sent == size
+    assert cutter.forwarded <= 1.02 * size + 300_000  # handshakes, and the probe's source
+
+
+class Cutter:
+    """Forwards connections to a port at 20 MB/s, and resets the first one after so many bytes from the client.
+
+    Unthrottled, megabytes would lie in loopback's buffers where a link has its kilobytes, and a reset drops what nobody has read.
+    """
+
+    def __init__(self, target: int, *, after_bytes: int) -> None:
+        self.target, self.left = target, after_bytes
+        self.connections = self.forwarded = 0
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.port = self.server.getsockname()[1]
+
+    def __enter__(self) -> "Cutter":
+        threading.Thread(target=self.accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown(socket.SHUT_RDWR)
+        self.server.close()
+
+    def accept(self) -> None:
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            self.connections += 1
+            device_side = socket.create_connection(("127.0.0.1", self.target))
+            threading.Thread(target=self.forward, args=(client, device_side, self.connections == 1), daemon=True).start()
+
+    def forward(self, client: socket.socket, device_side: socket.socket, cut: bool) -> None:
+        other = {client: device_side, device_side: client}
+        with client, device_side:
+            while True:
+                for side in select.select(list(other), [], [])[0]:
+                    try:
+                        data = side.recv(1 << 16)
+                        time.sleep(len(data) / 20e6)
+                        other[side].sendall(data)
+                    except OSError:
+                        return
+                    if not data:
+                        return
+                    if side is client:
+                        self.forwarded += len(data)
+                        self.left -= len(data)
+                        if cut and self.left <= 0:
+                            for end in other:
+                                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                            return
+
+
+@pytest.mark.slow
+def test_a_bare_python_is_sent_its_onnxruntime(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path / "cache"))
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    pi = bench.start(python=tmp_path / "bare" / "bin")
+    bundle = write_bundle(tmp_path / "b")
+    stages: list[str] = []
+    with device.connect("pi") as there:
+        assert there.facts().onnxruntime is None
+        assert device.deploy(there, bundle, progress=lambda stage, *_: stages.append(stage)).outcome == "active"
+        after = there.facts()
+        assert after.onnxruntime and after.onnxruntime.where == "runtime"
+        assert there.infer("toy").agrees
+        assert device.deploy(there, bundle).outcome == "unchanged"
+    assert list(dict.fromkeys(stages))[:4] == ["agent", "numpy", "onnxruntime", "start"]
+    assert len(list((pi.agent_home / "setup").iterdir())) == 1

@@ -1,0 +1,231 @@
+"""The main path: what is packaged is judged, deterministic, and never half-written."""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import pytest
+
+from edge_agent import golden as answers
+from edge_agent.bundle import BundleError, Layout
+from edgesdk import graph, packaging, profiles
+from edgesdk.errors import BudgetMissed, ProjectError
+from edgesdk.packaging import Packaged, Request
+from tests import digits
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("project")
+    digits.write(made)
+    return made
+
+
+def request_for(folder: Path, *names: str, output: Path, max_drop: float = 0.01, **settings: object) -> Request:
+    chosen = [profiles.find(name) for name in names or ("x86-cpu",)]
+    budgeted = tuple(p.model_copy(update={"budget": p.budget.model_copy(update={"max_drop": max_drop})}) for p in chosen)
+    made = Request(
+        model=folder / "model.onnx",
+        profiles=budgeted,
+        name="digits",
+        output=output,
+        calibration=str(folder / "calibration.npz"),
+        evaluate=str(folder / "evaluation.npz"),
+    )
+    return replace(made, **settings)  # type: ignore[arg-type]  # any field
+
+
+@pytest.fixture(scope="module")
+def packaged(folder: Path) -> Packaged:
+    """For an ARM board: int8 is asked for and speed cannot be measured here, so the choice does not depend on this machine."""
+    return packaging.package(request_for(folder, "raspberry-pi-5", output=folder / "bundles" / "digits"))[0]
+
+
+def test_the_result_is_small_right_and_says_what_was_not_measured(packaged: Packaged) -> None:
+    assert [step["pass"] for step in packaged.recipe][-1] == "quantize"
+    assert packaged.size_bytes["after"] < 0.4 * packaged.size_bytes["before"]
+    assert packaged.accuracy.metric == "top-1"
+    assert packaged.accuracy.samples == 250
+    assert packaged.accuracy.drop <= 0.01
+    assert packaged.latency_ms == {"before": None, "after": None, "device": None}
+    assert any("not measured" in note for note in packaged.notes)
+
+
+def test_the_reported_accuracy_is_that_of_the_file_in_the_bundle(packaged: Packaged, tmp_path: Path) -> None:
+    with Layout.open(packaged.bundle) as layout:
+        manifest = layout.manifests()["raspberry-pi-5"]
+        for layer in manifest.layers:
+            (tmp_path / layer.file).write_bytes(layout.blob(layer.digest))
+    session = graph.session(graph.load(tmp_path / "model.onnx"), optimize=False)
+    pixels, labels = (array[digits.CALIBRATION :] for array in digits.images())
+    judged = np.random.default_rng(0).permutation(500)[250:]
+    right = [graph.run(session, {"image": pixels[i : i + 1]})["logits"].argmax() == labels[i] for i in judged]
+    assert np.mean(right) == packaged.accuracy.after
+
+
+def test_the_bundle_verifies_and_carries_its_evidence_apart(packaged: Packaged) -> None:
+    assert packaging.verify(packaged.bundle)[0]["golden"]["difference"] == 0
+    with Layout.open(packaged.bundle) as layout:
+        manifest = layout.manifests()["raspberry-pi-5"]
+        evidence = layout.evidence(manifest)
+        files = [layer.file for layer in manifest.layers]
+    assert manifest.digest == packaged.digest
+    assert evidence["accuracy"]["after"] == packaged.accuracy.after
+    assert evidence["device"]["architecture"]
+    assert "evidence.json" not in files
+
+
+def test_inputs_and_outputs_stay_what_they_were(packaged: Packaged) -> None:
+    before = graph.load(digits.MODEL)
+    with Layout.open(packaged.bundle) as layout:
+        description = layout.description(layout.manifests()["raspberry-pi-5"])
+    assert [(t.name, t.dtype, t.shape) for t in description.inputs] == [(t.name, t.dtype, t.shape) for t in graph.inputs(before)]
+    assert [(t.name, t.dtype) for t in description.outputs] == [(t.name, t.dtype) for t in graph.outputs(before)]
+
+
+def test_packaging_the_same_again_keeps_the_release_and_something_else_is_the_next(folder: Path, tmp_path: Path) -> None:
+    request = request_for(folder, "jetson", output=tmp_path / "b", evaluate=None)
+    first, again = packaging.package(request)[0], packaging.package(request)[0]
+    assert (first.release, again.release) == (1, 1)
+    assert first.digest == again.digest
+    other = packaging.package(replace(request, profiles=(profiles.find("jetson-orin"),)))[0]
+    assert other.release == 2
+    assert packaging.package(replace(request, release=9))[0].release == 9
+
+
+def test_a_replayed_recipe_gives_the_same_manifest_also_under_load(folder: Path, packaged: Packaged, tmp_path: Path) -> None:
+    """Once here while other threads keep every core busy, once in another process."""
+    busy = [threading.Thread(target=_work_until, args=(stop := threading.Event(),), daemon=True) for _ in range(4)]
+    for thread in busy:
+        thread.start()
+    try:
+        steps = packaging.read_recipe(packaged.bundle, "raspberry-pi-5")
+        here = packaging.package(request_for(folder, "raspberry-pi-5", output=tmp_path / "here", steps=steps))[0]
+    finally:
+        stop.set()
+    arguments = ["--calibration", str(folder / "calibration.npz"), "--evaluate", str(folder / "evaluation.npz"), "--name", "digits"]
+    command = ["-p", "raspberry-pi-5", "--recipe", str(packaged.bundle), "-o", str(tmp_path / "there"), "--json", *arguments]
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgesdk.cli import main; main()", "package", str(folder / "model.onnx"), *command], check=True, capture_output=True
+    )
+    assert here.digest == json.loads(done.stdout)["digest"] == packaged.digest
+
+
+def _work_until(stop: threading.Event) -> None:
+    noise = np.random.default_rng(0).standard_normal((300, 300))
+    while not stop.is_set():
+        noise @ noise
+
+
+def test_beyond_the_budget_nothing_is_written_and_the_reason_is_said(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetMissed, match="budget of -1 cannot be kept"):
+        packaging.package(request_for(folder, output=tmp_path / "b", max_drop=-1))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit", "words"), [({"max_size_bytes": 1000}, "bytes, more than"), ({"max_latency_ms": 1e-6}, "ms, more than")])
+def test_size_and_latency_are_budgets_too(folder: Path, tmp_path: Path, limit: dict[str, float], words: str) -> None:
+    profile = profiles.find("x86-cpu")
+    small = profile.model_copy(update={"budget": profile.budget.model_copy(update=limit)})
+    request = request_for(folder, output=tmp_path / "b", calibration=None, evaluate=None)
+    with pytest.raises(BudgetMissed, match=words):
+        packaging.package(replace(request, profiles=(small,)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_bundle_holds_several_profiles(folder: Path, tmp_path: Path) -> None:
+    made = packaging.package(request_for(folder, "jetson", "arm-cpu", output=tmp_path / "b.tar"))
+    assert {one.release for one in made} == {1}
+    with Layout.open(tmp_path / "b.tar") as layout:
+        layout.verify()
+        assert list(layout.manifests()) == ["jetson", "arm-cpu"]
+    assert [one["profile"] for one in packaging.verify(tmp_path / "b.tar")] == ["jetson", "arm-cpu"]
+
+
+def test_a_damaged_blob_is_found(packaged: Packaged, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(packaged.bundle, tmp_path / "copy"))
+    with Layout.open(copy) as layout:
+        digest = layout.manifests()["raspberry-pi-5"].layer("model.onnx").digest
+    blob = copy / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    data = bytearray(blob.read_bytes())
+    data[len(data) // 2] ^= 1
+    blob.write_bytes(data)
+    with pytest.raises(BundleError, match=r"`model\.onnx` of `copy` differs"):
+        packaging.verify(copy)
+
+
+@pytest.mark.parametrize("what", ["file", "other bundle"])
+def test_what_is_not_an_older_bundle_of_this_name_is_not_replaced(folder: Path, packaged: Packaged, tmp_path: Path, what: str) -> None:
+    target = tmp_path / "precious"
+    if what == "file":
+        target.write_text("thesis")
+    request = request_for(folder, output=target if what == "file" else packaged.bundle, name="digits" if what == "file" else "other")
+    with pytest.raises(ProjectError, match="is no bundle" if what == "file" else "holds `digits`, not `other`"):
+        packaging.package(request)
+    assert what != "file" or target.read_text() == "thesis"
+
+
+def test_a_tree_ensemble_is_packaged_as_it_is_and_says_why(tmp_path: Path) -> None:
+    from skl2onnx import to_onnx
+    from sklearn.datasets import load_iris
+    from sklearn.ensemble import RandomForestClassifier
+
+    flowers, kinds = load_iris(return_X_y=True)
+    flowers = flowers.astype(np.float32)
+    forest = RandomForestClassifier(5, random_state=0).fit(flowers, kinds)
+    (tmp_path / "trees.onnx").write_bytes(to_onnx(forest, flowers[:1], options={"zipmap": False}).SerializeToString())
+    np.savez(tmp_path / "calibration.npz", X=flowers)
+    for name in ("x86-cpu", "jetson-orin", "kria-kv260"):
+        request = Request(
+            model=tmp_path / "trees.onnx", profiles=(profiles.find(name),), name="trees", output=tmp_path / name, calibration=str(tmp_path / "calibration.npz")
+        )
+        made = packaging.package(request)[0]
+        assert all(step["pass"] != "quantize" for step in made.recipe)
+        assert any("nothing to quantize" in text for text in (*made.notes, *(str(one["label"]) for one in made.candidates))), name
+        assert made.accuracy.drop == 0
+
+
+def test_golden_answers_catch_lost_weights(packaged: Packaged, tmp_path: Path) -> None:
+    """Each weight tensor zeroed in turn: of those whose loss moves accuracy by more than a point, at least 95 % are caught."""
+    with Layout.open(packaged.bundle) as layout:
+        manifest = layout.manifests()["raspberry-pi-5"]
+        description = layout.description(manifest)
+        for layer in manifest.layers:
+            (tmp_path / layer.file).write_bytes(layout.blob(layer.digest))
+    model = graph.load(tmp_path / "model.onnx")
+    samples = answers.load(tmp_path / "golden.npz", description)
+    pixels, labels = (array[digits.CALIBRATION :][:200] for array in digits.images())
+
+    def accuracy(candidate: graph.Model) -> float:
+        return float((graph.run(graph.session(candidate, optimize=False), {"image": pixels})["logits"].argmax(-1) == labels).mean())
+
+    def is_caught(candidate: graph.Model) -> bool:
+        session = graph.session(candidate, optimize=False)
+        try:
+            for sample in samples:
+                answers.compare(sample.answers, graph.run(session, sample.feeds), description)
+        except answers.Differs:
+            return True
+        return False
+
+    whole = accuracy(model)
+    assert not is_caught(model)
+    moved, caught = 0, 0
+    for name, value in model.graph.initializers.items():
+        weights = value.const_value
+        if weights is None or weights.size < 8:
+            continue
+        broken = graph.clone(model)
+        broken.graph.initializers[name].const_value = onnx_ir.tensor(np.zeros_like(weights.numpy()), name=name)
+        if abs(accuracy(broken) - whole) > 0.01:
+            moved += 1
+            caught += is_caught(broken)
+    assert moved >= 8
+    assert caught >= 0.95 * moved
