@@ -14,6 +14,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +157,7 @@ class Connection:
             try:
                 sock.settimeout(self._timeout_s)
                 with homes.socket_address(homes.socket_path(self._home)) as address:
-                    sock.connect(address)
+                    _connect(sock, address, self._timeout_s)
             except BaseException:
                 sock.close()
                 raise
@@ -174,6 +175,18 @@ class _Unanswered(Exception):
 
 class _Cut(EOFError):
     """It ended within the answer."""
+
+
+def _connect(sock: socket.socket, address: str, timeout_s: float) -> None:
+    """A Unix socket whose queue is full says so at once, whatever the time-out."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return sock.connect(address)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
 
 
 def _send(sock: socket.socket, head: bytes, buffers: Iterable[Bytes], *, half_close: bool) -> None:

@@ -278,7 +278,7 @@ class _Source:
 def _read_request(source: _Source, *, local: bool) -> tuple[Request, bool]:
     """The head of the next request, and whether the client wants to go on after it. Raises HttpError, EOFError at the end."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
-    begun, deadline = False, time.monotonic() + _IDLE_S
+    received, deadline = 0, time.monotonic() + _IDLE_S
     while True:
         try:
             event = parser.next_event()
@@ -290,16 +290,18 @@ def _read_request(source: _Source, *, local: bool) -> tuple[Request, bool]:
             try:
                 data = source.receive(deadline)
             except HttpError:
-                if begun:
+                if received:
                     raise
                 raise EOFError from None  # an idle connection is closed without a word
             if not data:
                 raise EOFError
-            begun = True
+            received += len(data)
             parser.receive_data(data)
             continue
         raise EOFError
     source.buffered = memoryview(parser.trailing_data[0])
+    if received - len(source.buffered) > _MAX_HEAD_BYTES:  # h11 looks only at heads that are incomplete
+        raise HttpError(431, f"the head has more than {_MAX_HEAD_BYTES} bytes", close=True)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
     if "transfer-encoding" in headers:
         raise HttpError(411, "the body needs a Content-Length: it is not read in chunks", close=True)

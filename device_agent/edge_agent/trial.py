@@ -13,17 +13,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_agent import frames, golden, latency, worker
+from edge_agent import externals, frames, golden, latency, worker
 from edge_agent.bundle import BundleError, Description, parse_description
 from edge_agent.client import connect
 from edge_agent.connection import ClientError
 from edge_agent.home import version_of
 from edge_agent.worker import SessionError
 
-_WARMUP = 5
+_MOST_WARMUP = 9
 _MOST_RUNS = 100
-_FEWEST_RUNS = 5
-_MEASURED_S = 4
+_FEWEST_RUNS = 3
+_WARMUP_S = 1
+_MEASURED_S = 3
 
 
 class Refused(Exception):
@@ -55,6 +56,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
     """The golden answers and the latency on this very machine. Raises Refused, SessionError or BundleError."""
     profile = worker.read_profile(folder, as_profile=as_profile)
     check_needs(profile, description)
+    externals.check(_read(folder / "model.onnx"))
     samples = golden.load(folder / "golden.npz", description)
     begin = time.perf_counter_ns()
     session = worker.open_session(folder, profile)
@@ -66,7 +68,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
         worst = golden.worst_of([golden.compare(sample.answers, session.run(sample.feeds), description) for sample in samples])
     except golden.Differs as error:
         raise Refused(f"this device answers otherwise than the golden answers: {error}", "package again with --on this device, or a wider tolerance") from error
-    times = _measured(session, samples[0])
+    times, warmup = _measured(session, samples[0])
     found = latency.percentiles(times)
     _check_budget(profile, found.p50, len(times), allow_slow=allow_slow)
     result = {
@@ -76,7 +78,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
         "provider": session.providers[0],
         "nodes": session.nodes,
         "runs": len(times),
-        "warmup": _WARMUP,
+        "warmup": warmup,
     }
     del session
     gc.collect()  # the worker opens the same model next: not both at once
@@ -118,15 +120,23 @@ def check_needs(profile: dict[str, Any], description: Description) -> None:
     worker.choose_providers(profile, onnxruntime.get_available_providers())
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"the bundle has no {path.name} that can be read: {error.strerror}", "package the model again") from error
+
+
 def names_of(infos: Any) -> list[tuple[str, str]]:
     return [(info.name, info.dtype) for info in infos]
 
 
-def _measured(session: worker.Session, sample: golden.Sample) -> list[int]:
-    """As many runs as fit into some seconds: a slow model on a slow board must not take minutes."""
-    (first,) = latency.measure(lambda: session.run(sample.feeds), runs=1, warmup=_WARMUP)
+def _measured(session: worker.Session, sample: golden.Sample) -> tuple[list[int], int]:
+    """Nanoseconds of each run, and how many warmed it up. A slow model on a slow board must not take minutes."""
+    (first,) = latency.measure(lambda: session.run(sample.feeds), runs=1, warmup=0)
+    warmup = min(_MOST_WARMUP, _WARMUP_S * 10**9 // max(first, 1))
     runs = max(_FEWEST_RUNS, min(_MOST_RUNS, _MEASURED_S * 10**9 // max(first, 1)))
-    return latency.measure(lambda: session.run(sample.feeds), runs=runs, warmup=0)
+    return latency.measure(lambda: session.run(sample.feeds), runs=runs, warmup=warmup), warmup + 1
 
 
 def _check_budget(profile: dict[str, Any], p50_ms: float, runs: int, *, allow_slow: bool) -> None:

@@ -10,12 +10,7 @@ winner is judged once on the second. Otherwise the best of many candidates passe
 two points passes "at most one" in 24 % of cases with one candidate and in 99 % with the best of twenty.
 """
 
-import contextlib
-import importlib.util
-import io
 import math
-import sys
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk import arrays
+from edgesdk import arrays, users_code
 from edgesdk.errors import EvaluationError
 from edgesdk.graph import Array, Feeds
 
@@ -185,51 +180,17 @@ def _class_of(answer: Feeds, path: Path) -> Any:
 
 
 def _function(source: str) -> Judge:
-    """``module.py:function``: its folder is importable while it runs, as if it were run there."""
-    file, _, name = source.rpartition(":")
-    path = Path(file)
-    if not file.endswith(".py") or not name.isidentifier():
-        raise EvaluationError(f"`{source}` names no evaluation", "give module.py:function, or an .npz with `labels`")
-    if not path.is_file():
-        raise EvaluationError(f"there is no file `{path}`", "give module.py:function")
-    function = _load(path, name)
+    """``module.py:function(run)``."""
+    function = users_code.load(source, EvaluationError)
 
     def evaluate(run: Run) -> Scores:
-        with _users_code(source, path.parent):
-            return np.atleast_1d(np.asarray(function(run), dtype=np.float64))
+        scores = function(run)
+        try:
+            return np.atleast_1d(np.asarray(scores, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise EvaluationError(f"`{source}` returned {type(scores).__name__}: {error}", "return an array of scores, one a sample, or one number") from error
 
-    return Judge(f"{name}({path.name})", source, evaluate)
-
-
-def _load(path: Path, name: str) -> Callable[[Run], Any]:
-    spec = importlib.util.spec_from_file_location(f"edgesdk_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    with _users_code(str(path), path.parent):
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise EvaluationError(f"`{path}` has no function `{name}`")
-    return function  # type: ignore[no-any-return]  # the user's, checked when it answers
-
-
-@contextlib.contextmanager
-def _users_code(source: str, folder: Path) -> Any:
-    """What the user's code prints goes to stderr, and what it raises becomes one error that carries its traceback."""
-    sys.path.insert(0, str(folder.resolve()))
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except EvaluationError:
-        raise
-    except Exception as error:  # any exception of the user's code is shown as the user's
-        text = io.StringIO()
-        traceback.print_exception(error, file=text)
-        lines = [line for line in text.getvalue().splitlines() if line.strip()]
-        raise EvaluationError(f"`{source}` failed: {type(error).__name__}: {error}", "\n".join(lines[-12:])) from error
-    finally:
-        sys.path.remove(str(folder.resolve()))
+    return Judge(f"{function.__name__}({Path(source.rpartition(':')[0]).name})", source, evaluate)
 
 
 def _interval(before: Scores, after: Scores) -> tuple[float, float] | None:

@@ -47,7 +47,8 @@ def compare(
     for index in range(warmup):
         before(feeds[index % len(feeds)])
         after(feeds[index % len(feeds)])
-    shuffled, times = random.Random(0), []
+    shuffled = random.Random(0)
+    times: list[tuple[int, int]] = []
     end = time.monotonic() + limit_s
     while len(times) < 20 or (len(times) < most and time.monotonic() < end):
         feed = feeds[len(times) % len(feeds)]

@@ -9,22 +9,20 @@ What can be known from a file's header (names, types, shapes) is refused before 
 """
 
 import hashlib
-import importlib.util
 import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
 import onnx_ir
 
 from edge_agent.bundle import TensorInfo
-from edgesdk import graph
-from edgesdk.errors import EdgeSDKError, ModelError, SampleError
+from edgesdk import graph, users_code
+from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Feeds, Model
 
 Progress = Callable[[int, int | None], None]  # samples done, of how many
@@ -111,9 +109,8 @@ def load(source: str | Path, model: Model) -> Samples:
     """
     wanted = graph.inputs(model)
     text = str(source)
-    file, colon, function = text.rpartition(":")
-    if colon and file.endswith(".py"):
-        return _checked(Samples(f"`{text}`", _calling(Path(file), function)), wanted)
+    if text.rpartition(":")[0].endswith(".py"):
+        return _checked(Samples(f"`{text}`", _calling(text)), wanted)
     path = Path(source)
     if path.is_dir():
         files = sorted(child for child in path.iterdir() if child.suffix in (".npz", ".npy"))
@@ -393,35 +390,22 @@ def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(shape) == len(wanted) and all(want in (None, have) for have, want in zip(shape, wanted, strict=True))
 
 
-def _calling(path: Path, function: str) -> Callable[[], Iterator[Feeds]]:
-    """Reading = calling the user's function. What it raises becomes SampleError, which names it."""
-    made = getattr(_imported(path), function, None)
-    if not callable(made):
-        raise SampleError(f"`{path}` has no function `{function}`", "write it as `module.py:function`")
+def _calling(source: str) -> Callable[[], Iterator[Feeds]]:
+    """Reading = calling the user's function, which takes no arguments and yields feeds."""
+    path = Path(source.rpartition(":")[0])
+    made = users_code.load(source, SampleError)
 
     def read() -> Iterator[Feeds]:
-        try:
-            yield from made()
-        except EdgeSDKError:
-            raise
-        except Exception as error:
-            raise SampleError(f"`{path}:{function}` failed: {type(error).__name__}: {error}", "it takes no arguments and yields dicts of arrays") from error
+        with users_code.running(source, path.parent, SampleError):
+            feeds = iter(made())
+        while True:
+            with users_code.running(source, path.parent, SampleError):
+                feed = next(feeds, None)
+            if feed is None:
+                return
+            yield feed
 
     return read
-
-
-def _imported(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise SampleError(f"there is no `{path}`", "give `module.py:function`")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise SampleError(f"`{path}` cannot be imported", "give `module.py:function`")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise SampleError(f"`{path}` cannot be imported: {type(error).__name__}: {error}") from error
-    return module
 
 
 def _drawing(wanted: tuple[TensorInfo, ...], n: int, seed: int, length: int, below: int) -> Callable[[], Iterator[Feeds]]:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -106,11 +106,11 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     """profile → recipe → passes → constraints → judged → budget → golden answers."""
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
-    replay = [Plan("replayed", "float32", steps)] if steps is not None else None
+    replay = [Plan("replayed", recipe.scheme_of(steps), steps)] if steps is not None else None
     choice = recipe.choose(
         replay or recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes),
-        build=partial(_build, source),
-        drop=lambda model: source.selection_drop(model, optimize=here),
+        build=source.build,
+        drop=lambda model: source.judge.selection_drop(source.scores, source.scored(model, optimize=here)),
         race=_race(source, profile) if here and not replay else None,
         max_drop=profile.budget.max_drop,
         progress=progress,
@@ -120,7 +120,8 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     speed = _timed(source, choice.model, profile, progress) if here else None
     if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay:
         choice, speed = _original_kept(source, choice, speed)
-    accuracy = source.judged(choice.model, optimize=here, candidates=sum(candidate.drop is not None for candidate in choice.tried))
+    scored = sum(candidate.drop is not None for candidate in choice.tried)
+    accuracy = source.judge.compare(source.scores, source.scored(choice.model, optimize=here), candidates=scored)
     files = model_files(choice.model)
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
@@ -184,7 +185,8 @@ class Source:
     run: Run
     scores: Scores  # of the original
     labels: bytes | None
-    calibration: str
+    _built: dict[str, tuple[tuple[Step, ...], Model]] = field(default_factory=dict, repr=False)
+    _scored: dict[tuple[int, bool], tuple[Model, Scores]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, request: Request) -> "Source":
@@ -201,7 +203,7 @@ class Source:
         labels = read_labels(request.labels) if request.labels else None
         size_bytes = sum(map(len, model_files(model).values()))
         digest = bundle.digest_of_file(request.model)
-        return cls(digest, size_bytes, model, samples, feeds, judge, run, judge.scores(run), labels, request.calibration or "generated")
+        return cls(digest, size_bytes, model, samples, feeds, judge, run, judge.scores(run), labels)
 
     @property
     def inputs(self) -> list[str]:
@@ -216,11 +218,25 @@ class Source:
         """Of the first sample: what an input is fixed to where a profile wants that."""
         return {name: list(array.shape) for name, array in self.held_back[0].items()}
 
-    def selection_drop(self, model: Model, *, optimize: bool) -> float:
-        return self.judge.selection_drop(self.scores, self.judge.scores(runner(model, optimize=optimize)))
+    def build(self, plan: Plan) -> tuple[Plan, Model]:
+        """The plan's model, and the plan with only those steps that changed something. Plans that begin alike share that work."""
+        steps: tuple[Step, ...] = ()
+        model, given = self.model, ""
+        for step in plan.steps:
+            given += json.dumps(step, sort_keys=True)
+            if given not in self._built:
+                changed = passes.apply([step], model, self.samples)
+                same = changed is model or graph.to_bytes(changed) == graph.to_bytes(model)
+                self._built[given] = (steps, model) if same else ((*steps, step), changed)
+            steps, model = self._built[given]
+        return replace(plan, steps=steps), model
 
-    def judged(self, model: Model, *, optimize: bool, candidates: int) -> Accuracy:
-        return self.judge.compare(self.scores, self.judge.scores(runner(model, optimize=optimize)), candidates=candidates)
+    def scored(self, model: Model, *, optimize: bool) -> Scores:
+        """The judge's scores, asked for once a model."""
+        key = (id(model), optimize)
+        if key not in self._scored:
+            self._scored[key] = (model, self.judge.scores(runner(model, optimize=optimize)))
+        return self._scored[key][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,31 +351,20 @@ def model_files(model: Model) -> dict[str, bytes]:
     return {"model.onnx": proto, **({"weights.bin": weights} if weights else {})}
 
 
-def _build(source: Source, plan: Plan) -> tuple[Plan, Model]:
-    """The plan's model, and the plan with only those steps that changed something."""
-    model, steps = source.model, []
-    for step in plan.steps:
-        changed = passes.apply([step], model, source.samples)
-        if changed is not model and graph.to_bytes(changed) != graph.to_bytes(model):
-            steps.append(step)
-            model = changed
-    return replace(plan, steps=tuple(steps)), model
-
-
 def _race(source: Source, profile: Profile) -> Callable[[Model], Paired]:
     """Times a candidate against our own float file, which is what it has to beat."""
-    _, best_float = _build(source, recipe.float_plan(profile, source.shapes))
-    return lambda candidate: _paired(best_float, candidate, profile, source.held_back)
+    _, best_float = source.build(recipe.float_plan(profile, source.shapes))
+    return lambda candidate: _paired(best_float, candidate, profile, source.held_back, limit_s=3)
 
 
 def _timed(source: Source, model: Model, profile: Profile, progress: Progress) -> Paired:
     progress("time original and result", 0, 0)
-    return _paired(source.model, model, profile, source.held_back)
+    return _paired(source.model, model, profile, source.held_back, limit_s=6)
 
 
-def _paired(before: Model, after: Model, profile: Profile, feeds: tuple[Feeds, ...]) -> Paired:
+def _paired(before: Model, after: Model, profile: Profile, feeds: tuple[Feeds, ...], *, limit_s: float) -> Paired:
     with _opened(before, profile) as first, _opened(after, profile) as second:
-        return compare(first.run, second.run, feeds)
+        return compare(first.run, second.run, feeds, limit_s=limit_s)
 
 
 @contextmanager
@@ -438,8 +443,8 @@ def check_output(output: Path, name: str, *, force: bool) -> None:
     parent = output.absolute().parent
     while not parent.exists():
         parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise ProjectError(f"`{parent}` cannot be written", "choose another -o")
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ProjectError(f"`{parent}` is no folder that can be written", "choose another -o")
 
 
 def read_labels(path: Path) -> bytes:

@@ -94,6 +94,12 @@ def float_plan(profile: Profile, shapes: dict[str, list[int]]) -> Plan:
     return Plan("float32", "float32", (*fixed, *simplify))
 
 
+def scheme_of(steps: Sequence[Step]) -> Scheme:
+    """The number format that a recipe ends in."""
+    used = {step["pass"] for step in steps}
+    return "int8" if "quantize" in used else "float16" if "to_float16" in used else "float32"
+
+
 def choose(
     candidates: Sequence[Plan],
     *,
@@ -133,7 +139,7 @@ def _attempt(plan: Plan, build: Callable[[Plan], tuple[Plan, Model]], race: Call
         plan, model = build(plan)
     except ModelError as error:
         return Candidate(plan, note=str(error))
-    if plan.scheme == "int8" and all(step["pass"] != "quantize" for step in plan.steps):
+    if plan.scheme == "int8" != scheme_of(plan.steps):
         plan = replace(plan, label=f"{plan.label}: {NOTHING}", scheme="float32")
     if race is None or plan.scheme == "float32":
         return Candidate(plan, model)

@@ -17,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_externals import holding, outside
+from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, counter, linear, make, processes, wait_until
+
 from edge_agent import connect
 from edge_agent.bundle import Layout
 from edge_agent.client import ClientError, NoSuchModel
-from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, counter, linear, make, processes, wait_until
 
 ONES = np.ones((1, 4), np.float32)
 CUDA_FIRST = [{"name": "CUDAExecutionProvider", "options": {}}, {"name": "CPUExecutionProvider", "options": {}}]
@@ -83,13 +85,16 @@ def test_what_must_not_run_is_refused_and_the_old_one_answers_on(agent: Agent, t
         r"answers otherwise than the golden answers: the output `y` at \[1, 0\]: expected 6.0, got 22.0; that is 16 off, tolerated is 0.0001": make(
             tmp_path / "wrong", linear(1), release=2, answers=wrong
         ),
-        r"takes .* ms here \(median of .* runs\), its budget is 0.000001 ms": make(
-            tmp_path / "slow", linear(2), release=2, profile={**CPU_PROFILE, "budget": {"max_latency_ms": 0.000001}}
+        r"takes .* ms here \(median of .* runs\), its budget is 0.001 ms": make(
+            tmp_path / "slow", linear(2), release=2, profile={**CPU_PROFILE, "budget": {"max_latency_ms": 0.001}}
         ),
         "the profile jetson wants CUDAExecutionProvider, this onnxruntime offers": make(tmp_path / "cuda", linear(2), release=2, profile=jetson("refuse")),
         "cannot be deployed: too old": make(tmp_path / "nano", linear(2), release=2, profile={**CPU_PROFILE, "deployable": False, "reason": "too old"}),
         r"needs onnxruntime 99.0 \(opset 17, IR version 8\), here is": make(tmp_path / "new", linear(2), release=2, onnxruntime="99.0"),
         "cannot open the model": corrupted(tmp_path / "noise"),
+        r"model.onnx wants its weights from '\.\./\.\./\.\./secrets/token'": make(
+            tmp_path / "thief", holding(outside("../../../secrets/token"), "initializer"), release=2, feeds=[{}], answers=[{"w": np.zeros(4, np.float32)}]
+        ),
         "inputs or outputs are not those that bundle.json names": renamed(tmp_path / "renamed"),
     }
     for message, folder in bundles.items():
@@ -105,8 +110,9 @@ def test_what_must_not_run_is_refused_and_the_old_one_answers_on(agent: Agent, t
 
 
 def corrupted(folder: Path) -> Path:
-    from edge_agent import bundle
     from toys import described, golden_file
+
+    from edge_agent import bundle
 
     model = linear(2)
     inputs, outputs = described(model)
@@ -138,7 +144,7 @@ def renamed(folder: Path) -> Path:
 
 @pytest.mark.e2e
 def test_what_the_person_allows_is_not_refused(shared: Agent, tmp_path: Path) -> None:
-    slow = make(tmp_path / "slow", linear(3), name="slow", profile={**CPU_PROFILE, "budget": {"max_latency_ms": 0.000001}})
+    slow = make(tmp_path / "slow", linear(3), name="slow", profile={**CPU_PROFILE, "budget": {"max_latency_ms": 0.001}})
     assert shared.activate(slow, allow_slow=True)["state"] == "done"
     cuda = make(tmp_path / "cuda", linear(2), name="cuda", profile=jetson("refuse", deployable=False, reason="no"))
     assert shared.activate(cuda, as_profile=True)["state"] == "done"
@@ -211,7 +217,7 @@ def test_a_trial_that_crashes_names_the_signal_and_the_old_one_answers_on(shared
 
 @pytest.mark.e2e
 def test_one_deployment_at_a_time_and_asking_again_is_the_same_job(shared: Agent, tmp_path: Path) -> None:
-    folder = make(tmp_path / "counter", counter(), name="counter", feeds=[{"n": np.array(200_000)}])
+    folder = make(tmp_path / "counter", counter(), name="counter", feeds=[{"n": np.array(100_000)}])
     digest = shared.send(folder)
     started = shared.ask("POST", "/edge/activate", {"digest": digest})
     assert shared.ask("POST", "/edge/activate", {"digest": digest}) == started
@@ -251,14 +257,13 @@ def test_no_request_is_lost_while_versions_change(agent: Agent, tmp_path: Path) 
 
 
 @pytest.mark.e2e
-def test_a_wrong_live_answer_is_swapped_back(agent: Agent, tmp_path: Path) -> None:
-    """The worker is replaced by one that answers otherwise than its trial did: it reads files that were changed in between."""
+def test_a_first_question_that_fails_is_swapped_back(agent: Agent, tmp_path: Path) -> None:
     assert agent.activate(make(tmp_path / "1", linear(1)))["state"] == "done"
-    second = make(tmp_path / "2", counter(), release=2, feeds=[{"n": np.array(400_000)}])
+    second = make(tmp_path / "2", counter(), release=2, feeds=[{"n": np.array(100_000)}])
     started = agent.ask("POST", "/edge/activate", {"digest": agent.send(second)})
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
     trial = processes(f"trial\0{agent.home}")
-    wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "ask" or agent.ask("GET", f"/edge/jobs/{started['job']}")["state"] != "running")
+    wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "ask")
     for pid in trial:  # the asker dies before it has its answer
         os.kill(pid, signal.SIGKILL)
     failed = agent.job(started)
@@ -391,7 +396,9 @@ def test_a_full_disk_is_a_sentence_and_what_was_active_answers_on(tmp_path: Path
             if mounted:
                 agent.start()
             else:
-                limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({2 << 20}, {2 << 20})); from edge_agent.__main__ import main; main(['serve'])"
+                limited = (
+                    f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({2 << 20}, {2 << 20})); from edge_agent.__main__ import main; main(['serve'])"
+                )
                 agent.process = subprocess.Popen([sys.executable, "-c", limited], env=agent.environment(), start_new_session=True)
                 wait_until(agent._answers)
             assert agent.activate(make(tmp_path / "1"))["state"] == "done"

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import everything, everything_feeds, make
+
 from edge_agent import golden
 from edge_agent.bundle import BundleError, Description, TensorInfo, parse_description
 from edge_agent.golden import Differs, compare
-from toys import everything, everything_feeds, make
 
 F32 = np.float32
 

@@ -4,14 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from edge_agent.latency import Histogram, measure, percentiles
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_agent.latency import Histogram, measure, percentiles
+
 NANOSECONDS = st.one_of(st.integers(0, 300), st.integers(0, 10**7), st.integers(0, 1 << 50))
 SAMPLES = st.lists(NANOSECONDS, min_size=1, max_size=200)
-
-
 
 
 @given(SAMPLES, st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 1.0]))
@@ -62,7 +61,7 @@ def test_extremes_are_exact_and_nothing_is_zero() -> None:
     ],
 )
 def test_what_is_no_histogram_is_refused(document: object) -> None:
-    with pytest.raises(ValueError, match="not a histogram|invalid literal"):
+    with pytest.raises(ValueError, match=r"not a histogram|invalid literal"):
         Histogram.from_dict(document)  # type: ignore[arg-type]
 
 

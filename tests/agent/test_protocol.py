@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_agent import protocol
-from edge_agent.protocol import DATATYPES, ProtocolError, Request
 from hypothesis import given
 from hypothesis import strategies as st
+
+from edge_agent import protocol
+from edge_agent.protocol import DATATYPES, ProtocolError, Request
 
 NUMERIC = [dtype for dtype in DATATYPES.values() if dtype != "string"]
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
@@ -66,7 +67,9 @@ def test_json_may_be_nested_or_flat(array: Any) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.sampled_from([*DATATYPES, "x", "2147483647"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "datatype", "shape", "data", "parameters", "binary_data_size", "id"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["name", "datatype", "shape", "data", "parameters", "binary_data_size", "id"]), inner)
+    ),
     max_leaves=12,
 )
 TENSOR = st.fixed_dictionaries(
@@ -74,7 +77,9 @@ TENSOR = st.fixed_dictionaries(
     optional={"data": st.lists(st.integers() | st.floats() | st.booleans() | st.text(max_size=3), max_size=6) | JSON,
               "parameters": st.dictionaries(st.just("binary_data_size"), st.integers(-1, 40)) | JSON},
 )  # fmt: skip
-DOCUMENT = st.fixed_dictionaries({}, optional={"inputs": st.lists(TENSOR, max_size=3) | JSON, "outputs": st.lists(TENSOR, max_size=3) | JSON, "parameters": JSON, "id": JSON})
+DOCUMENT = st.fixed_dictionaries(
+    {}, optional={"inputs": st.lists(TENSOR, max_size=3) | JSON, "outputs": st.lists(TENSOR, max_size=3) | JSON, "parameters": JSON, "id": JSON}
+)
 
 
 @given(DOCUMENT | JSON, st.binary(max_size=40), st.integers(-2, 60))

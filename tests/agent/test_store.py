@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from toys import linear, make
+
 from edge_agent.bundle import Description, Descriptor, Layout, Manifest, digest_of
 from edge_agent.journal import Journal, tail
 from edge_agent.store import Damaged, DiskFull, Store, StoreError, write_atomically
-from toys import linear, make
 
 DATA = bytes(range(256)) * 100
 DIGEST = digest_of(DATA)
@@ -85,7 +86,7 @@ def test_a_link_in_place_of_the_part_is_not_followed(store: Store, tmp_path: Pat
 
 
 def test_too_little_room_is_said_before_the_first_byte(store: Store) -> None:
-    with pytest.raises(DiskFull, match="is full: .* bytes wanted, .* free"):
+    with pytest.raises(DiskFull, match=r"is full: .* bytes wanted, .* free"):
         store.receive(DIGEST, 1 << 60, 0, never())
 
 
@@ -137,7 +138,7 @@ def test_a_deployment_is_hard_links_and_a_cache(store: Store, tmp_path: Path) ->
     assert deployment.folder == store.home / "deployments" / "toy" / manifest.digest[7:23]
     names = {path.name for path in deployment.folder.iterdir()}
     assert names == {"model.onnx", "bundle.json", "profile.json", "golden.npz", "config.json", "manifest.json", "cache"}
-    assert os.path.samefile(deployment.folder / "model.onnx", store.path(manifest.layer("model.onnx").digest))
+    assert (deployment.folder / "model.onnx").samefile(store.path(manifest.layer("model.onnx").digest))
     assert store.lay_out(manifest, description) == deployment
     assert store.opened(deployment.folder) == deployment
     store.verify_deployment(deployment.folder)
@@ -152,7 +153,7 @@ def test_swapping_keeps_what_ran_before(store: Store, tmp_path: Path) -> None:
     assert (store.active("toy"), store.previous("toy")) == (folders[1], folders[0])
     store.swap("toy", folders[0])
     assert (store.active("toy"), store.previous("toy")) == (folders[0], folders[1])
-    assert os.readlink(store.home / "active" / "toy") == f"../deployments/toy/{folders[0].name}"
+    assert (store.home / "active" / "toy").readlink() == Path("..", "deployments", "toy", folders[0].name)
     assert store.names() == ["toy"]
 
 
@@ -201,7 +202,7 @@ def test_every_kind_of_damage_is_a_sentence(store: Store, tmp_path: Path, damage
         (folder / "golden.npz").unlink()
     else:
         flip(folder / damage)
-    with pytest.raises(StoreError, match="damaged|incomplete"):
+    with pytest.raises(StoreError, match=r"damaged|incomplete"):
         store.verify_deployment(folder)
 
 
@@ -255,7 +256,9 @@ def test_power_may_fail_at_any_rename_link_or_sync(tmp_path: Path) -> None:
         home = tmp_path / f"home{step}"
         first = Store(home)
         first.swap("toy", first.lay_out(*fill(first, tmp_path / "1")).folder)
-        done = subprocess.run([sys.executable, "-c", KILLED, str(home), str(tmp_path / "2"), str(step)], capture_output=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(home), str(tmp_path / "2"), str(step), str(Path(__file__).parent)], capture_output=True, check=False
+        )
         assert done.returncode in (0, -9), done.stderr
         after = Store(home)
         active = after.active("toy")
@@ -274,7 +277,7 @@ def test_power_may_fail_at_any_rename_link_or_sync(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, %r)
+sys.path.insert(0, sys.argv[4])
 left = int(sys.argv[3])
 def deadly(call):
     def wrapped(*arguments, **options):
@@ -291,7 +294,7 @@ from test_store import fill
 store = Store(Path(sys.argv[1]))
 store.swap("toy", store.lay_out(*fill(store, Path(sys.argv[2]))).folder)
 store.collect()
-""" % str(Path(__file__).parent)
+"""
 
 
 def fill(store: Store, folder: Path) -> tuple[Manifest, Description]:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
+
 from edge_agent.bundle import TensorInfo
 from edge_agent.protocol import ProtocolError
 from edge_agent.worker import BadFeeds, ProviderMissing, Session, SessionError, choose_providers, conform, open_session
-from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
 
 CUDA = {"name": "CUDAExecutionProvider", "options": {}}
 CPU = {"name": "CPUExecutionProvider", "options": {}}

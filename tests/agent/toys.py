@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import TensorProto, helper, numpy_helper
+
 from edge_agent import bundle
 from edge_agent.bundle import Contents, Layout
 from edge_agent.connection import Connection
-from onnx import TensorProto, helper, numpy_helper
 
 FRAME = "edge-agent-reply: "
 
@@ -137,7 +138,8 @@ def make(
 
 def golden_file(inputs: list[Any], outputs: list[Any], feeds: list[dict[str, Any]], answers: list[dict[str, Any]]) -> bytes:
     arrays = {}
-    for sample, (feed, expected) in enumerate(zip(feeds, answers)):
+    for sample, feed in enumerate(feeds):
+        expected = answers[sample]
         arrays.update({f"{sample}.in.{i}": _plain(feed[info["name"]]) for i, info in enumerate(inputs)})
         arrays.update({f"{sample}.out.{i}": _plain(expected[info["name"]]) for i, info in enumerate(outputs)})
     packed = io.BytesIO()
@@ -162,7 +164,8 @@ def answer(model: bytes, feed: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return dict(zip([output.name for output in session.get_outputs()], session.run(None, feed)))
+    names = [output.name for output in session.get_outputs()]
+    return dict(zip(names, session.run(None, feed)))  # noqa: B905 - Python 3.9 has no `strict`
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The main path: what is packaged is judged, deterministic, and never half-written."""
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -148,8 +149,6 @@ def test_one_bundle_holds_several_profiles(folder: Path, tmp_path: Path) -> None
 
 
 def test_a_damaged_blob_is_found(packaged: Packaged, tmp_path: Path) -> None:
-    import shutil
-
     copy = Path(shutil.copytree(packaged.bundle, tmp_path / "copy"))
     with Layout.open(copy) as layout:
         digest = layout.manifests()["raspberry-pi-5"].layer("model.onnx").digest
@@ -180,9 +179,9 @@ def test_a_tree_ensemble_is_packaged_as_it_is_and_says_why(tmp_path: Path) -> No
     flowers, kinds = load_iris(return_X_y=True)
     flowers = flowers.astype(np.float32)
     forest = RandomForestClassifier(5, random_state=0).fit(flowers, kinds)
-    (tmp_path / "trees.onnx").write_bytes(to_onnx(forest, flowers[:1], options={"zipmap": False}).SerializeToString())
+    (tmp_path / "trees.onnx").write_bytes(to_onnx(forest, flowers[:1], options={"zipmap": False}, target_opset={"": 17, "ai.onnx.ml": 3}).SerializeToString())
     np.savez(tmp_path / "calibration.npz", X=flowers)
-    for name in ("x86-cpu", "jetson-orin", "kria-kv260"):
+    for name in ("x86-cpu", "jetson-orin"):
         request = Request(
             model=tmp_path / "trees.onnx", profiles=(profiles.find(name),), name="trees", output=tmp_path / name, calibration=str(tmp_path / "calibration.npz")
         )
@@ -192,6 +191,7 @@ def test_a_tree_ensemble_is_packaged_as_it_is_and_says_why(tmp_path: Path) -> No
         assert made.accuracy.drop == 0
 
 
+@pytest.mark.slow
 def test_golden_answers_catch_lost_weights(packaged: Packaged, tmp_path: Path) -> None:
     """Each weight tensor zeroed in turn: of those whose loss moves accuracy by more than a point, at least 95 % are caught."""
     with Layout.open(packaged.bundle) as layout:

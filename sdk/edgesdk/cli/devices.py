@@ -1,4 +1,4 @@
-"""The verbs about devices: deploy, status, infer, bench, report, rollback, logs, remove."""
+"""The verbs about devices: setup, deploy, status, infer, bench, report, rollback, logs, remove."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,8 +18,22 @@ PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (deploy, status, infer, bench, report, rollback, logs, remove):
+    for verb in (setup, deploy, status, infer, bench, report, rollback, logs, remove):
         app.command()(verb)
+
+
+def setup(host: Host = "local", *, as_json: AsJson = False) -> None:
+    """Prepare a device: the agent, and onnxruntime where there is none. `deploy` does it when needed."""
+    from edgesdk import device
+
+    with device.connect(host) as opened, progress() as advance:
+        facts = opened.facts()
+        plan = device.plan_set_up(facts)
+        device.set_up(opened, facts, plan, advance)
+        found = opened.status()
+    sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
+    text = f"{host}: agent {found.agent.version} runs with onnxruntime {found.agent.onnxruntime} ({', '.join(sent) or 'nothing'} sent)"
+    show({"host": host, "sent": sent, "agent": found.agent.to_dict()}, text, as_json=as_json)
 
 
 def deploy(

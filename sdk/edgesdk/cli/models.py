@@ -127,6 +127,7 @@ def convert(
     source: Annotated[str, typer.Argument(help=".skops, .pkl or .joblib (scikit-learn); .pt2, .pt or module.py:function (PyTorch)")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .onnx to write")],
     samples: Annotated[str | None, typer.Option(help="samples to check the result on: .npz or .npy")] = None,
+    input_: Annotated[list[str] | None, typer.Option("--input", help="NAME=SHAPE where the source does not say, like image=1,3,224,224; repeatable")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset to write")] = None,
     *,
     trust: Annotated[bool, typer.Option("--trust", help="load a pickle: it can run any code")] = False,
@@ -135,13 +136,8 @@ def convert(
     """Convert a scikit-learn or PyTorch model to ONNX, checked against the source on samples."""
     from edgesdk import convert as converting
 
-    converted = converting.convert(source, output, samples=samples, trust=trust, opset=opset)
-    data = converted.to_dict()
-    show(
-        data,
-        f"{output}: agrees with {source} ({', '.join(f'{key} {value}' for key, value in data.items() if key not in ('source', 'target'))})",
-        as_json=as_json,
-    )
+    converted = converting.convert(source, output, samples=samples, inputs=input_ or (), trust=trust, opset=opset)
+    show(converted.to_dict(), converted.to_text(), as_json=as_json)
 
 
 def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None) -> None:

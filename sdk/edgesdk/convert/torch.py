@@ -7,16 +7,15 @@ node, outputs that are named after operators, and an opset that it silently does
 """
 
 import contextlib
-import importlib.util
 import inspect
 import io
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgesdk import users_code
 from edgesdk.convert.exported import Exported, Request, first_line, needs
 from edgesdk.errors import ConversionError
 
@@ -90,23 +89,8 @@ def _load_pickle(source: str) -> Any:
 
 
 def _call_function(source: str) -> Any:
-    """``module.py:function``: its folder is importable, and what it prints goes to stderr."""
-    file, _, name = source.rpartition(":")
-    path = Path(file)
-    spec = importlib.util.spec_from_file_location(f"edgesdk_user_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"  # for the type checker
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            sys.modules[spec.name] = module
-            spec.loader.exec_module(module)
-            function = getattr(module, name, None)
-            if not callable(function):
-                raise ConversionError(f"`{path}` has no function `{name}`", "name one that returns a torch.nn.Module")
-            return function()
-    finally:
-        sys.path.remove(str(path.resolve().parent))
+    """``module.py:function`` that returns a module."""
+    return users_code.load(source, ConversionError)()
 
 
 LOADERS: dict[str, Callable[[str], Any]] = {".py": _call_function, ".pt": _load_pickle, ".pth": _load_pickle, ".pt2": _load_program}

@@ -105,5 +105,5 @@ def _grid(position: int) -> Grid:
 
 def _position(grid: Grid) -> int:
     position = positions.of_scale(float(grid.scale))
-    assert position is not None  # noqa: S101 - _grid made it
+    assert position is not None
     return position

@@ -20,7 +20,7 @@ def is_linear(node: onnx_ir.Node | None) -> bool:
 def channels(node: onnx_ir.Node) -> int:
     """How many output channels it has."""
     weight = graph.constant(node.inputs[1])
-    assert weight is not None  # noqa: S101 - is_linear said so
+    assert weight is not None
     if node.op_type == "Conv":
         return int(weight.shape[0])
     if node.op_type == "ConvTranspose":

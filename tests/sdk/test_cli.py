@@ -1,0 +1,195 @@
+"""The command line: data on stdout, talk on stderr, one clear sentence an error, nothing half-written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from edgesdk.cli import app
+from tests import digits
+
+HEAVY = ("onnx", "onnx_ir", "onnxruntime", "numpy", "paramiko", "pydantic", "edgesdk.packaging")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder: a model with its samples; everything is run in it."""
+    digits.write(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGE_AGENT_HOME", str(tmp_path / "agent"))
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("heavy", HEAVY)
+def test_help_loads_nothing_heavy(heavy: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['edgesdk', '--help']; from edgesdk.cli import main\ntry: main()\nexcept SystemExit: pass\nsys.exit({heavy!r} in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_every_verb_has_help() -> None:
+    verbs = run("--help").stdout
+    for verb in (
+        "init",
+        "convert",
+        "inspect",
+        "check",
+        "optimize",
+        "package",
+        "verify",
+        "deploy",
+        "status",
+        "infer",
+        "bench",
+        "report",
+        "rollback",
+        "logs",
+        "remove",
+    ):
+        assert verb in verbs
+        assert run(verb, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("package", "model.onnx", "-p", "x86"), "there is no profile `x86`"),
+        (("package", "nowhere.onnx", "-p", "jetson"), "there is no model at `nowhere.onnx`"),
+        (("package", "cut.onnx", "-p", "jetson"), "`cut.onnx` is not an ONNX file, or a truncated one"),
+        (("package", "model.onnx", "-p", "arm-cpu", "--calibration", "wrong.npz"), "`image` has shape [3, 1, 14, 14], the model wants [n, 1, 28, 28]"),
+        (("package", "model.onnx", "-p", "arm-cpu", "--calibration", "nowhere.npz"), "nowhere.npz"),
+        (("package", "model.onnx", "-p", "jetson", "--evaluate", "nowhere.npz"), "`nowhere.npz` cannot be read"),
+        (("package", "model.onnx", "-p", "jetson", "--evaluate", "pickle.npz"), "no .npz of plain arrays"),
+        (("package", "model.onnx", "-p", "jetson", "--max-drop", "-1"), "budget of -1 cannot be kept"),
+        (("package", "model.onnx", "-p", "jetson", "--recipe", "wrong.npz"), "wrong.npz"),
+        (("package", "model.onnx", "-p", "jetson", "--name", "../up"), "is no name"),
+        (("package", "model.onnx", "-p", "jetson", "-o", "model.onnx/bundle"), "model.onnx` is no folder that can be written"),
+        (("package", "model.onnx", "-p", "jetson", "--labels", "nowhere.txt"), "nowhere.txt"),
+        (("package", "model.onnx"), "no profile was named"),
+        (("deploy", "local"), "none was packaged here"),
+        (("deploy", "local", "nowhere"), "there is no bundle at `nowhere`"),
+        (("deploy",), "no device was named"),
+        (("verify", "model.onnx"), "neither a bundle's folder nor an uncompressed tar"),
+        (("profile", "show", "x86"), "there is no profile `x86`"),
+        (("check", "cut.onnx", "-p", "jetson"), "truncated"),
+        (("infer", "local", "digits", "--input", "nowhere.npz"), "`nowhere.npz` cannot be read"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path, arguments: tuple[str, ...], words: str) -> None:
+    (folder / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100_000])
+    np.savez(folder / "wrong.npz", image=np.zeros((3, 1, 14, 14), np.float32))
+    np.savez(folder / "pickle.npz", image=np.array([{}], object))
+    before = left(folder)
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert words in result.stderr
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+    assert left(folder) == before
+
+
+@pytest.mark.parametrize("arguments", [("package", "--profil"), ("nothing",), ("package", "model.onnx", "-p", "jetson", "--release", "0")])
+def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
+    assert run(*arguments).exit_code == 2
+
+
+def test_a_full_disk_is_one_sentence_and_nothing_half_written(folder: Path) -> None:
+    """The file size that this process may write is limited, which ends a write as a full disk does."""
+    code = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "import sys; sys.argv = ['edgesdk', 'package', 'model.onnx', '-p', 'raspberry-pi-4']; from edgesdk.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path for path in (folder / "bundles").rglob("*") if path.is_file()] == []
+
+
+def test_package_json_keeps_its_contract(folder: Path) -> None:
+    result = run("package", "model.onnx", "-p", "jetson", "--evaluate", "evaluation.npz", "--json")
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert {
+        "bundle",
+        "digest",
+        "name",
+        "release",
+        "profile",
+        "recipe",
+        "size_bytes",
+        "accuracy",
+        "latency_ms",
+        "violations",
+        "peak_rss_bytes",
+        "seconds",
+    } <= set(told)
+    assert set(told["accuracy"]) == {"metric", "before", "after", "drop", "samples", "lost", "gained", "interval", "candidates", "source"}
+    assert told["violations"] == []
+    assert Path(told["bundle"]) == Path("bundles/model")
+    assert told["peak_rss_bytes"] > 1e7
+
+
+def test_the_project_file_is_obeyed_and_the_command_line_wins(folder: Path) -> None:
+    (folder / "edgesdk.toml").write_text('model = "model.onnx"\nname = "digits"\nprofiles = ["jetson", "raspberry-pi-4"]\nevaluate = "evaluation.npz"\n')
+    both = json.loads(run("package", "--json").stdout)
+    assert [(one["profile"], one["name"], one["accuracy"]["metric"]) for one in both] == [("jetson", "digits", "top-1"), ("raspberry-pi-4", "digits", "top-1")]
+    assert json.loads(run("package", "--json", "-p", "jetson-nano", "--name", "other").stdout)["name"] == "other"
+
+
+def test_init_writes_what_package_then_obeys(folder: Path) -> None:
+    assert run("init").exit_code == 0
+    text = (folder / "edgesdk.toml").read_text()
+    assert 'calibration = "calibration.npz"' in text
+    assert 'evaluate = "evaluation.npz"' in text
+    assert run("init").exit_code == 1
+
+
+def test_inspect_and_check_and_profiles_have_two_renderings() -> None:
+    assert "Conv" in run("inspect", "model.onnx").stdout
+    assert json.loads(run("inspect", "model.onnx", "--json").stdout)["operators"]["Conv"] == 9
+    assert "obeys `jetson`" in run("check", "model.onnx", "-p", "jetson").stdout
+    broken = run("check", "model.onnx", "-p", "kria-kv260")
+    assert broken.exit_code == 1
+    assert "static shapes" in broken.stdout
+    assert "raspberry-pi-5" in run("profile", "list").stdout
+    assert json.loads(run("profile", "show", "jetson-orin", "--json").stdout)["name"] == "jetson-orin"
+    assert "float16" in run("profile", "show", "jetson").stdout
+
+
+def test_optimize_writes_one_file(folder: Path) -> None:
+    told = json.loads(run("optimize", "model.onnx", "-p", "raspberry-pi-5", "--calibration", "calibration.npz", "-o", "small.onnx", "--json").stdout)
+    assert told["recipe"][-1]["pass"] == "quantize"
+    assert (folder / "small.onnx").stat().st_size < 0.5 * (folder / "model.onnx").stat().st_size
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    done = subprocess.run(f"{sys.executable} -m edgesdk.cli profile list --json | head -1", shell=True, capture_output=True, text=True, check=False)  # noqa: S602  # the pipe is what is tested
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_is_one_line_and_130(folder: Path) -> None:
+    (folder / "slow.py").write_text("import time\ndef evaluate(run):\n    print('here', flush=True)\n    time.sleep(60)\n")
+    child = subprocess.Popen(
+        [sys.executable, "-m", "edgesdk.cli", "package", "model.onnx", "-p", "jetson", "--evaluate", "slow.py:evaluate"], stderr=subprocess.PIPE, text=True
+    )
+    assert child.stderr is not None
+    assert child.stderr.readline() == "here\n"
+    child.send_signal(2)
+    assert child.wait(timeout=10) == 130
+    assert child.stderr.read() == "interrupted\n"
+    child.stderr.close()
+    assert not (folder / "bundles").exists()
