@@ -41,7 +41,7 @@ $(READY): requirements.lock pyproject.toml
 
 .PHONY: sshd
 sshd:
-	@test -x /usr/sbin/sshd || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	@{ test -x /usr/sbin/sshd && command -v ssh >/dev/null && command -v skopeo >/dev/null; } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo; } || \
 	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo"; exit 1; }
 

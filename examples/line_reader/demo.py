@@ -16,7 +16,8 @@ STORY = (
     "edgesdk package",  # compress it, prove that it still reads, pack it
     "edgesdk deploy local",  # bring it to the device, which is this machine
     "python read.py line.png",  # ask it
-    "edgesdk report local",  # how long did that take?
+    "edgesdk bench local line-reader --runs 50",  # how long does that take?
+    "edgesdk report local",  # what programs have seen so far
 )
 
 

@@ -12,10 +12,10 @@ import hashlib
 import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import onnx_ir
@@ -179,6 +179,8 @@ def _extremes(model: Model, names: list[str], samples: Samples, progress: Progre
     measuring = graph.clone(model)
     inner = measuring.graph
     values = onnx_ir.convenience.create_value_mapping(inner)
+    if unknown := [name for name in names if name not in values]:
+        raise ModelError(f"the model has no tensor {_quoted(unknown)}", "the recipe was made for another model")
     asked = []
     for name in names:
         for operator in ("ReduceMin", "ReduceMax", "Size"):
@@ -271,8 +273,8 @@ def _checked_feeds(feeds: object, wanted: tuple[TensorInfo, ...], where: str) ->
 
 def _in_file(path: Path, wanted: tuple[TensorInfo, ...]) -> Samples:
     """The samples in one file, as far as its headers tell."""
-    with _reading(path) as archive:
-        arrays = {name: _header(stream, f"`{path}`") for name, stream in _members(path, archive, wanted)}
+    with _streams(path, wanted) as streams:
+        arrays = {name: _header(stream, f"`{path}`") for name, stream in streams.items()}
     _check_names(set(arrays), wanted, f"`{path}`")
     counts = {}
     for info in wanted:
@@ -284,8 +286,7 @@ def _in_file(path: Path, wanted: tuple[TensorInfo, ...]) -> Samples:
         raise SampleError(f"`{path}` holds different numbers of samples: {told}", "every input needs one array for each sample")
 
     def read() -> Iterator[Feeds]:
-        with _reading(path) as archive:
-            streams = dict(_members(path, archive, wanted))
+        with _streams(path, wanted) as streams:
             columns = [_feeds_of(streams[info.name], info, f"`{path}`") for info in wanted]
             for row in zip(*columns, strict=True):
                 yield {info.name: array for info, array in zip(wanted, row, strict=True)}
@@ -294,35 +295,28 @@ def _in_file(path: Path, wanted: tuple[TensorInfo, ...]) -> Samples:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[zipfile.ZipFile | BinaryIO]:
-    """The opened file. What numpy, zipfile and the system say about a broken one becomes SampleError."""
+def _streams(path: Path, wanted: tuple[TensorInfo, ...]) -> Iterator[dict[str, BinaryIO]]:
+    """The arrays in a file by name. A `.npy` has no names, so it serves a model with one input.
+
+    What numpy, zipfile and the system say about a broken file becomes SampleError.
+    """
     try:
-        if path.suffix == ".npy":
-            with path.open("rb") as stream:
-                yield stream
-        else:
-            with zipfile.ZipFile(path) as archive:
-                yield archive
+        with ExitStack() as opened:
+            if path.suffix != ".npy":
+                archive = opened.enter_context(zipfile.ZipFile(path))
+                members = {member.removesuffix(".npy"): member for member in archive.namelist()}
+                yield {name: cast(BinaryIO, opened.enter_context(archive.open(member))) for name, member in members.items() if name != LABELS}
+            elif len(wanted) == 1:
+                yield {wanted[0].name: opened.enter_context(path.open("rb"))}
+            else:
+                raise SampleError(f"`{path}` is one array, and the model has {len(wanted)} inputs", f"write a .npz with the keys {_listed(wanted)}")
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
         raise SampleError(f"`{path}` is not a file that numpy wrote, or a truncated one: {error}", "write it with `numpy.savez`") from error
     except OSError as error:
         raise SampleError(f"`{path}` cannot be read: {error.strerror or error}") from error
 
 
-def _members(path: Path, archive: zipfile.ZipFile | BinaryIO, wanted: tuple[TensorInfo, ...]) -> Iterator[tuple[str, BinaryIO]]:
-    """The arrays of a file, by name, as streams. A `.npy` has no names, so it serves a model with one input."""
-    if isinstance(archive, zipfile.ZipFile):
-        for member in archive.namelist():
-            name = member.removesuffix(".npy")
-            if name != LABELS:
-                yield name, archive.open(member)  # type: ignore[misc]
-    elif len(wanted) == 1:
-        yield wanted[0].name, archive
-    else:
-        raise SampleError(f"`{path}` is one array, and the model has {len(wanted)} inputs", f"write a .npz with the keys {_listed(wanted)}")
-
-
-def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, bool]:  # type: ignore[type-arg]
+def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], np.dtype, bool]:
     """Shape, type and whether the first axis varies fastest, of the array that begins here. Objects are refused: a pickle is code."""
     version = np.lib.format.read_magic(stream)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -358,7 +352,9 @@ def _feeds_of(stream: BinaryIO, info: TensorInfo, where: str) -> Iterator[Array]
         yield _taken(stream, dtype, int(np.prod(each)), where).reshape(each)
 
 
-def _taken(stream: BinaryIO, dtype: np.dtype, items: int, where: str) -> Array:  # type: ignore[type-arg]
+def _taken(stream: BinaryIO, dtype: np.dtype, items: int, where: str) -> Array:
+    if items * dtype.itemsize > graph.MAX_BYTES:
+        raise SampleError(f"{where} holds samples of {items * dtype.itemsize:,} bytes each", "a model for a small computer takes less")
     data = stream.read(items * dtype.itemsize)
     if len(data) != items * dtype.itemsize:
         raise SampleError(f"{where} ends before its last sample", "copy it again")
@@ -378,7 +374,7 @@ def _check_names(given: set[str], wanted: tuple[TensorInfo, ...], where: str) ->
         raise SampleError(f"{where} holds {' and '.join(told)}", f"the model's inputs: {_listed(wanted)}")
 
 
-def _check_dtype(given: np.dtype, info: TensorInfo, where: str) -> None:  # type: ignore[type-arg]
+def _check_dtype(given: np.dtype, info: TensorInfo, where: str) -> None:
     """Floats of any width are taken for floats; anything else has to be what the model wants."""
     wants = "U" if info.dtype == "string" else np.dtype(info.dtype).kind if info.dtype != "bfloat16" else "f"
     if (given.kind == "f" and wants == "f") or (given.kind in "US" and wants == "U") or given == np.dtype("U" if wants == "U" else info.dtype):

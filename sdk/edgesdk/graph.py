@@ -169,7 +169,7 @@ def opset(model: Model) -> int:
 def ir_version(model: Model) -> int:
     """The lowest file version that may carry what the model uses: the older the file, the older a runtime may be."""
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    needed = onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True)
+    needed = int(onnx.helper.find_min_ir_version_for(imports, ignore_unknown=True))
     return max(needed, 8 if model.functions else 4)  # 4: constants need not be inputs; 8: functions
 
 
@@ -182,8 +182,9 @@ def needed_onnxruntime(opset: int, ir_version: int) -> str:
 
 
 def clone(model: Model) -> Model:
-    """A copy to change. Constant tensors, which nobody changes, are shared."""
+    """A copy to change, each node with a name of its own. Constant tensors, which nobody changes, are shared."""
     copy = model.clone()
+    _name_nodes(copy)
     copy.graph.meta.pop(_NAMES, None)  # so that the names given next do not depend on those given to another copy
     return copy
 
@@ -222,8 +223,23 @@ def run(session: onnxruntime.InferenceSession, feeds: Feeds) -> dict[str, Array]
 
 
 def infer_shapes(model: Model) -> None:
-    """Note the types and shapes that follow from the inputs, in place. What cannot be inferred stays unknown."""
+    """Note the types and shapes that follow from the inputs, in place. What cannot be inferred stays unknown.
+
+    Shapes that the file claims for tensors inside are not believed; those of its outputs are, and lengths left open there filled in.
+    """
+    claimed = [value.shape for value in model.graph.outputs]
+    for node in nodes(model):
+        for value in node.outputs:
+            value.shape = value.shape if node.domain or value.is_graph_output() else None
     common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    for value, shape in zip(model.graph.outputs, claimed, strict=True):
+        value.shape = _filled(shape, value.shape)
+
+
+def _filled(claimed: onnx_ir.Shape | None, inferred: onnx_ir.Shape | None) -> onnx_ir.Shape | None:
+    if claimed is None or inferred is None or len(claimed) != len(inferred):
+        return claimed or inferred
+    return onnx_ir.Shape([found if isinstance(found, int) and not isinstance(said, int) else said for said, found in zip(claimed, inferred, strict=True)])
 
 
 def nodes(model: Model) -> Iterator[onnx_ir.Node]:
@@ -253,7 +269,7 @@ def constant(value: onnx_ir.Value | None) -> Array | None:
 def add_constant(graph: onnx_ir.Graph, stem: str, array: Array) -> onnx_ir.Value:
     """A new initializer under that name, or one like it where it is taken."""
     tensor = onnx_ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=fresh(graph, stem))
-    value = onnx_ir.Value(name=tensor.name, shape=onnx_ir.Shape(tensor.shape), type=onnx_ir.TensorType(tensor.dtype), const_value=tensor)
+    value = onnx_ir.Value(name=tensor.name, shape=onnx_ir.Shape(array.shape), type=onnx_ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -311,14 +327,28 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    yield from graph.initializer
+    """All constant tensors, subgraphs' too."""
+    yield from _attribute_tensors(graph)
+    for each in _graphs(graph):
+        yield from each.initializer
+
+
+def _attribute_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for each in _graphs(graph):
+        for node in each.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph and those below it."""
+    yield graph
     for node in graph.node:
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _tensors(inner)
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
+                yield from _graphs(inner)
 
 
 def _read_external(tensor: onnx.TensorProto, model: Path) -> int:
@@ -365,6 +395,8 @@ def _to_proto(model: Model) -> onnx.ModelProto:
     with _translated("the model cannot be written as ONNX"):
         proto = onnx_ir.serde.serialize_model(model)
         proto.ir_version = ir_version(model)
+        for tensor in _attribute_tensors(proto.graph):
+            tensor.ClearField("name")  # means nothing, and changes when the tensor is shared with a model where it is an initializer
         return proto
 
 

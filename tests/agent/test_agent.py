@@ -91,7 +91,13 @@ def test_what_must_not_run_is_refused_and_the_old_one_answers_on(agent: Agent, t
         "the profile jetson wants CUDAExecutionProvider, this onnxruntime offers": make(tmp_path / "cuda", linear(2), release=2, profile=jetson("refuse")),
         "cannot be deployed: too old": make(tmp_path / "nano", linear(2), release=2, profile={**CPU_PROFILE, "deployable": False, "reason": "too old"}),
         r"needs onnxruntime 99.0 \(opset 17, IR version 8\), here is": make(tmp_path / "new", linear(2), release=2, onnxruntime="99.0"),
-        "cannot open the model": corrupted(tmp_path / "noise"),
+        "is no ONNX model": corrupted(tmp_path / "noise"),
+        "onnxruntime .* cannot open the model: .*Custom": make(
+            tmp_path / "custom",
+            linear(2).replace(b"MatMul", b"Custom"),
+            release=2,
+            answers=[{"y": np.zeros((2, 3), np.float32)}, {"y": np.zeros((1, 3), np.float32)}],
+        ),
         r"model.onnx wants its weights from '\.\./\.\./\.\./secrets/token'": make(
             tmp_path / "thief", holding(outside("../../../secrets/token"), "initializer"), release=2, feeds=[{}], answers=[{"w": np.zeros(4, np.float32)}]
         ),

@@ -27,6 +27,26 @@ from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.passes.to_float16 import to_float16
 
+__all__ = [
+    "NEEDS_SAMPLES",
+    "PASSES",
+    "SIMPLIFY",
+    "Step",
+    "apply",
+    "fix_shapes",
+    "fold_affine",
+    "fold_batch_norm",
+    "fold_constants",
+    "lift_constants",
+    "merge_duplicates",
+    "quantize",
+    "raise_opset",
+    "recognise_hard_swish",
+    "remove_identities",
+    "remove_unused",
+    "to_float16",
+]
+
 Step = Mapping[str, Any]  # {"pass": name, "settings": {...}}; no settings: the pass's own
 
 PASSES: dict[str, Callable[..., Model]] = {

@@ -27,7 +27,7 @@ def fixed_point(work: Model, sites: list[Site], found: dict[str, Range]) -> Grid
         return _grid(at[str(site.node.name), place])
 
     def weight(site: Site, array: Array, given: Grid) -> Grid:
-        position = positions.best_for(array, finer=2)
+        position = _position(fixed_point_weight(array))
         if site.output is not None:
             between = at[str(site.output.name)] - _position(given)
             position = min(max(position, positions.CUT[0] + between), positions.CUT[1] + between)
@@ -40,6 +40,11 @@ def fixed_point(work: Model, sites: list[Site], found: dict[str, Range]) -> Grid
         return _grid(min(max(positions.best_for(array, finer=0), product - high), product - low))
 
     return Grids({name: _grid(at[name]) for name in found}, operand, weight, bias)
+
+
+def fixed_point_weight(array: Array) -> Grid:
+    """Where weights lie best, before shifts are looked at."""
+    return _grid(positions.best_for(array, finer=2))
 
 
 def _best(seen: Range) -> int:
@@ -58,7 +63,9 @@ def _around(node: onnx_ir.Node, at: Positions) -> list[Key]:
 
 def _level(keys: list[Key], at: Positions) -> bool:
     """All of them at the lowest. Whether anything changed."""
-    return any([_lower(key, min(at[each] for each in keys), at) for key in keys])
+    lowest = min(at[key] for key in keys)
+    changed = [_lower(key, lowest, at) for key in keys]
+    return any(changed)
 
 
 def _fit(site: Site, at: Positions) -> bool:

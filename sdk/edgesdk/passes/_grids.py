@@ -39,13 +39,23 @@ class Grid:
 
     def integers(self, values: Array) -> Array:
         """The nearest ones, saturated: symmetrically, where nought is nought, as TensorRT has it for weights."""
-        shape = [1] * values.ndim
-        if self.axis is not None:
-            shape[self.axis] = -1
+        shape = self._shape(values)
         limits = np.iinfo(self.zero_point.dtype)
         numbers = np.rint(values.astype(np.float64) / self.scale.astype(np.float64).reshape(shape)) + self.zero_point.astype(np.float64).reshape(shape)
         least = limits.min if self.zero_point.any() else max(limits.min, -limits.max)
         return np.clip(numbers, least, limits.max).astype(self.zero_point.dtype)
+
+    def values(self, integers: Array) -> Array:
+        """What they stand for."""
+        shape = self._shape(integers)
+        return np.asarray((integers.astype(np.float64) - self.zero_point.reshape(shape)) * self.scale.astype(np.float64).reshape(shape), np.float32)
+
+    def _shape(self, array: Array) -> list[int]:
+        """That lets the scales go along their axis."""
+        shape = [1] * array.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return shape
 
 
 @dataclass(frozen=True)

@@ -28,22 +28,30 @@ def channels(node: onnx_ir.Node) -> int:
     return int(weight.shape[0 if _integer(node, "transB", 0) else 1])
 
 
-def absorb(node: onnx_ir.Node, scale: Array, shift: Array) -> None:
-    """Make the node answer ``scale · y + shift`` for its ``y``, with one number a channel. Its weights become its own."""
+def absorb(node: onnx_ir.Node, scale: Array, shift: Array) -> bool:
+    """Make the node answer ``scale · y + shift`` for its ``y``, with one number a channel. Its weights become its own.
+
+    False, and nothing is changed, where that would make numbers that float32 does not hold.
+    """
     inside = node.graph
     weight = graph.constant(node.inputs[1])
     if not isinstance(inside, onnx_ir.Graph) or weight is None:
-        return
+        return False
     scale, shift = np.broadcast_to(scale.astype(np.float64), channels(node)), np.broadcast_to(shift.astype(np.float64), channels(node))
     bias = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
     before = np.zeros(1) if bias is None else bias.astype(np.float64) * _float(node, "beta", 1.0)
     if before.ndim <= 1 or before.shape[0] == 1:
         before = before.reshape(-1)
     stem = node.inputs[1].name if node.inputs[1] is not None else node.name
-    node.replace_input_with(1, graph.add_constant(inside, f"{stem}_scaled", _scaled(node, weight, scale).astype(np.float32)))
+    with np.errstate(over="ignore"):
+        scaled, bias_after = _scaled(node, weight, scale).astype(np.float32), (before * scale + shift).astype(np.float32)
+    if not np.isfinite(scaled).all() or not np.isfinite(bias_after).all():
+        return False
+    node.replace_input_with(1, graph.add_constant(inside, f"{stem}_scaled", scaled))
     node.resize_inputs(3)
-    node.replace_input_with(2, graph.add_constant(inside, f"{stem}_bias", (before * scale + shift).astype(np.float32)))
+    node.replace_input_with(2, graph.add_constant(inside, f"{stem}_bias", bias_after))
     node.attributes.pop("beta", None)
+    return True
 
 
 def _scaled(node: onnx_ir.Node, weight: Array, scale: Array) -> Array:

@@ -21,9 +21,8 @@ def fix_shapes(model: Model, *, shapes: Mapping[str, Sequence[int]]) -> Model:
             raise ModelError(f"the input `{name}` is {value.shape}, it cannot be fixed to {list(lengths)}")
         value.shape = onnx_ir.Shape([int(length) for length in lengths])
     answers = [value.shape for value in fixed.graph.outputs]
-    for node in graph.nodes(fixed):
-        for value in node.outputs:
-            value.shape = None
+    for value in fixed.graph.outputs:
+        value.shape = None
     graph.infer_shapes(fixed)
     for value, shape in zip(fixed.graph.outputs, answers, strict=True):
         value.shape = shape if value.shape is None else value.shape

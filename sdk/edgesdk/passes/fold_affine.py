@@ -43,8 +43,8 @@ def _fold(node: onnx_ir.Node) -> None:
             "Add": (one, number),
             "Sub": (one, -number) if place == 0 else (sign * one, number),
         }[node.op_type]
-        absorb(before, scale, shift)
-        take_place(before, node)
+        if absorb(before, scale, shift):
+            take_place(before, node)
         return
 
 

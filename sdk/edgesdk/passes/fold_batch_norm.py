@@ -29,9 +29,11 @@ def _fold(node: onnx_ir.Node) -> None:
         return
     scale, bias, mean, variance = (np.asarray(each, np.float64) for each in numbers)
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    factor = scale / np.sqrt(variance + epsilon)
-    absorb(before, factor, bias - mean * factor)
-    take_place(before, node)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor = scale / np.sqrt(variance + epsilon)
+        shift = bias - mean * factor
+    if absorb(before, factor, shift):
+        take_place(before, node)
 
 
 def take_place(before: onnx_ir.Node, after: onnx_ir.Node) -> None:

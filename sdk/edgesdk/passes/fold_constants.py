@@ -5,6 +5,7 @@ import onnx
 import onnx_ir
 
 from edgesdk import graph
+from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
 
 GROWTH_BYTES = 1 << 20  # a result may be larger than what it is made of by this much
@@ -53,15 +54,18 @@ def _fold_nodes(model: Model) -> int:
         if _can_fold(node, graph.opset(model)) and all(value is None or value in constant for value in node.inputs):
             computed.append(node)
             constant.update(node.outputs)
-    wanted = [value for node in computed for value in node.outputs if value.is_graph_output() or any(use.node not in set(computed) for use in value.uses())]
-    if not wanted:
+    inside = set(computed)
+    wanted = [value for node in computed for value in node.outputs if any(use.node not in inside for use in value.uses())]
+    try:
+        results = _computed(model, computed, wanted) if wanted else {}
+    except ModelError:  # onnxruntime has no kernel for one of them on this machine; the device may
         return 0
-    results = _computed(model, computed, wanted)
     folded = 0
     for value in wanted:
         made_of = sum(each.const_value.nbytes for each in _sources(value) if each.const_value is not None)
-        if value.name in results and results[value.name].nbytes <= made_of + GROWTH_BYTES and not value.is_graph_output():
-            _replace(outer, value, results[value.name])
+        result = results[str(value.name)]
+        if result.nbytes <= made_of + GROWTH_BYTES:
+            _replace(outer, value, result)
             folded += 1
     for node in reversed(computed):
         if _unused(node):
@@ -83,12 +87,12 @@ def _is_numeric(node: onnx_ir.Node) -> bool:
     return all(isinstance(value.type, onnx_ir.TensorType) and value.dtype != onnx_ir.DataType.STRING for value in node.outputs)
 
 
-def _computed(model: Model, nodes: list[onnx_ir.Node], wanted: list[onnx_ir.Value]) -> dict[str | None, Array]:
+def _computed(model: Model, nodes: list[onnx_ir.Node], wanted: list[onnx_ir.Value]) -> dict[str, Array]:
     """What onnxruntime makes of these nodes."""
     needed = {value for node in nodes for value in node.inputs if value is not None and value.is_initializer()}
     view = onnx_ir.GraphView([], wanted, nodes=nodes, initializers=sorted(needed, key=lambda value: value.name or ""), opset_imports=model.opset_imports)
     part = onnx_ir.Model(view.clone(), ir_version=model.ir_version)
-    return dict(graph.run(graph.session(part, optimize=False), {}))
+    return graph.run(graph.session(part, optimize=False), {})
 
 
 def _sources(value: onnx_ir.Value) -> set[onnx_ir.Value]:

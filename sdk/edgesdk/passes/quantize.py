@@ -17,7 +17,7 @@ from edgesdk import calibration, graph
 from edgesdk.calibration import Progress, Range, Samples
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
-from edgesdk.passes._fixed_point import fixed_point
+from edgesdk.passes._fixed_point import fixed_point, fixed_point_weight
 from edgesdk.passes._grids import MOVING, Grid, Grids, Site, axis_of
 from edgesdk.passes.remove_unused import remove_unused
 
@@ -71,6 +71,8 @@ def targets(model: Model, *, operators: Iterable[str], exclude: Iterable[str] = 
     known = graph.clone(model)
     graph.infer_shapes(known)
     wanted, left = set(operators), set(exclude)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear") for node in graph.nodes(known)):
+        return []  # somebody did already
     if strange := sorted(wanted - set(_DATA)):
         raise ModelError(f"{', '.join(strange)} cannot be quantized", f"those that can: {', '.join(_DATA)}")
     absorbed = {id(after) for node in known.graph if node.op_type in wanted and node.name not in left and (after := _absorbed_by(node)) is not None}
@@ -79,6 +81,27 @@ def targets(model: Model, *, operators: Iterable[str], exclude: Iterable[str] = 
         for node in known.graph
         if not node.domain and node.op_type in wanted and node.name not in left and id(node) not in absorbed and _can_be_quantized(node)
     ]
+
+
+def weight_snr_db(model: Model, **settings: Any) -> dict[str, float]:
+    """For each target with weights of its own: signal to noise of its median output channel after rounding, in decibels.
+
+    No samples are needed. Below some 25 dB a layer is better excluded: one scale for channels of unlike size leaves most of them nothing.
+    """
+    scheme = Scheme(**settings)
+    names = set(targets(model, operators=scheme.operators, exclude=scheme.exclude))
+    found = {}
+    for node in model.graph:
+        weight = graph.constant(node.inputs[1]) if node.name in names and node.op_type in _WEIGHTED else None
+        if weight is None:
+            continue
+        axis = axis_of(node)
+        grid = fixed_point_weight(weight) if scheme.power_of_two else _weight_grid(weight, axis, np.zeros(1), scheme)
+        by_channel = np.moveaxis(np.stack([weight, grid.values(grid.integers(weight)) - weight]), axis + 1, 0).reshape(weight.shape[axis], 2, -1)
+        signal, noise = np.moveaxis((by_channel.astype(np.float64) ** 2).sum(axis=-1), 1, 0)
+        alive = signal > 0
+        found[str(node.name)] = float(np.median(10 * np.log10(signal[alive] / np.maximum(noise[alive], _TINY)))) if alive.any() else float("inf")
+    return found
 
 
 def quantize(model: Model, *, samples: Samples, progress: Progress | None = None, **settings: Any) -> Model:
@@ -168,7 +191,7 @@ def _site(node: onnx_ir.Node, scheme: Scheme, read: set[onnx_ir.Value | None]) -
 
 def _tensors(sites: Iterable[Site]) -> list[str]:
     """The activations that become 8-bit, each once."""
-    names = {}
+    names: dict[str, None] = {}
     for site in sites:
         for value in (*(site.node.inputs[place] for place in site.data), site.output):
             if value is not None:

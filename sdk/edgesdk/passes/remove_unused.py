@@ -9,8 +9,9 @@ from edgesdk.graph import Model
 def remove_unused(model: Model) -> Model:
     """No unused nodes, initializers, functions or operator sets; no doc strings or metadata below the model's own. Inputs stay."""
     slim = graph.clone(model)
-    for each in (common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass()):
-        each(slim)
+    common.RemoveUnusedNodesPass()(slim)
+    common.RemoveUnusedFunctionsPass()(slim)  # type: ignore[no-untyped-call]
+    common.RemoveUnusedOpsetsPass()(slim)
     for node in graph.nodes(slim):
         node.doc_string = None
         node.metadata_props.clear()

@@ -142,7 +142,7 @@ def _captured(node: onnx_ir.Node) -> Iterator[tuple[onnx_ir.Node, int, onnx_ir.V
 
 def _convert_attributes(node: onnx_ir.Node) -> None:
     """What an attribute says of float32 is said of float16: the type to make, and constant tensors."""
-    name = _TYPED.get(node.op_type)
+    name = _TYPED.get(node.op_type, "")
     if name in node.attributes and node.attributes[name].as_int() == int(_FLOAT):
         node.attributes[name] = onnx_ir.AttrInt64(name, int(_HALF))
     for attribute in list(node.attributes.values()):

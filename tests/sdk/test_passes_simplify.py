@@ -1,0 +1,249 @@
+"""Every exact pass keeps the function, leaves the model that it was given alone, and answers the same each time."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from numpy.typing import NDArray
+
+from edgesdk import calibration, graph, passes
+from edgesdk.errors import ModelError
+from edgesdk.graph import Model
+from tests.sdk.small_models import DATA, assert_same_function, build, chains, node, numbers, operators
+
+SUITE = Path(os.environ.get("SUITE_DATA", "/nonexistent"))
+IMAGE = {"x": ("n", 4, 6, 6)}
+ANY = (None, None, None, None)
+
+
+def simplified(model: Model) -> Model:
+    return passes.apply([{"pass": name} for name in passes.SIMPLIFY], model)
+
+
+def scalar(number: float) -> NDArray[np.float32]:
+    return np.asarray(number, np.float32)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(model=chains())
+def test_simplifying_keeps_the_function(model: Model) -> None:
+    before = graph.to_bytes(model)
+    slim = simplified(model)
+    assert_same_function(model, slim)
+    assert graph.to_bytes(model) == before
+    assert graph.to_bytes(simplified(model)) == graph.to_bytes(slim)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(model=chains())
+@pytest.mark.parametrize("name", passes.SIMPLIFY)
+def test_each_pass_alone_keeps_the_function(name: str, model: Model) -> None:
+    before = graph.to_bytes(model)
+    made = passes.PASSES[name](model)
+    graph.check(made)
+    assert_same_function(model, made, count=1)
+    assert graph.to_bytes(model) == before
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(model=chains())
+def test_simplifying_keeps_the_function_of_many_graphs(model: Model) -> None:
+    assert_same_function(model, simplified(model), count=1)
+
+
+@pytest.mark.parametrize("file", ["resnet8_mnist.onnx", "mobilenet_fashion.onnx", "bilstm_vowels.onnx"])
+def test_real_models_answer_the_same(file: str) -> None:
+    model = graph.load(DATA / file)
+    slim = simplified(model)
+    assert_same_function(model, slim)
+    assert "BatchNormalization" not in operators(slim)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SUITE.is_dir(), reason="SUITE_DATA names no folder with the suite's models")
+@pytest.mark.parametrize(
+    "file", ["ch_PP-OCRv4_rec_infer.onnx", "ch_PP-OCRv4_det_infer.onnx", "ch_ppocr_mobile_v2.0_cls_infer.onnx", "paraphrase-MiniLM-L3-v2.onnx"]
+)
+def test_large_models_answer_the_same(file: str) -> None:
+    model = graph.load(SUITE / file)
+    assert_same_function(model, simplified(model), rtol=1e-3)
+
+
+def test_batch_norm_goes_into_the_convolution() -> None:
+    weights = {"w": numbers(4, 2, 3, 3), **{name: np.abs(numbers(4, seed=i)) + np.float32(0.1) for i, name in enumerate(("s", "b", "m", "v"))}}
+    model = build(
+        [node("Conv", ["x", "w"], ["c"], pads=[1] * 4, group=2), node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"])],
+        inputs=IMAGE, outputs={"y": ANY}, weights=weights,
+    )  # fmt: skip
+    folded = passes.fold_batch_norm(model)
+    assert operators(folded) == {"Conv": 1}
+    assert_same_function(model, folded)
+
+
+def test_batch_norm_stays_where_the_convolution_is_read_elsewhere() -> None:
+    weights = {"w": numbers(4, 4, 1, 1), **{name: np.abs(numbers(4, seed=i)) + np.float32(0.1) for i, name in enumerate(("s", "b", "m", "v"))}}
+    model = build(
+        [node("Conv", ["x", "w"], ["c"]), node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"])],
+        inputs=IMAGE, outputs={"y": ANY, "c": ANY}, weights=weights,
+    )  # fmt: skip
+    assert operators(passes.fold_batch_norm(model)) == {"BatchNormalization": 1, "Conv": 1}
+
+
+def test_batch_norm_that_float32_could_not_hold_stays() -> None:
+    one = np.ones(4, np.float32)
+    weights = {"w": numbers(4, 4, 1, 1, scale=1e30), "s": one * np.float32(1e30), "b": one, "m": one, "v": one}
+    model = build(
+        [node("Conv", ["x", "w"], ["c"]), node("BatchNormalization", ["c", "s", "b", "m", "v"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights=weights
+    )
+    assert "BatchNormalization" in operators(passes.fold_batch_norm(model))
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_takes_batch_norm_whatever_its_factors(transposed: int) -> None:
+    weights = {"w": numbers(5, 3) if transposed else numbers(3, 5), "c": numbers(1, 5)}
+    weights |= {name: np.abs(numbers(5, seed=i)) + np.float32(0.1) for i, name in enumerate(("s", "b", "m", "v"))}
+    nodes = [node("Gemm", ["x", "w", "c"], ["g"], alpha=0.5, beta=2.0, transB=transposed), node("BatchNormalization", ["g", "s", "b", "m", "v"], ["y"])]
+    model = build(nodes, inputs={"x": ("n", 3)}, outputs={"y": (None, 5)}, weights=weights)
+    folded = passes.fold_batch_norm(model)
+    assert operators(folded) == {"Gemm": 1}
+    assert_same_function(model, folded)
+
+
+@pytest.mark.parametrize(
+    ("operator", "inputs"), [("Mul", ["c", "k"]), ("Div", ["c", "k"]), ("Add", ["k", "c"]), ("Sub", ["c", "k"]), ("Sub", ["k", "c"]), ("Mul", ["k", "c"])]
+)
+def test_a_constant_after_a_convolution_goes_into_it(operator: str, inputs: list[str]) -> None:
+    model = build(
+        [node("Conv", ["x", "w", "b"], ["c"], pads=[1] * 4), node(operator, inputs, ["y"])],
+        inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(3, 4, 3, 3), "b": numbers(3), "k": numbers(3, 1, 1, seed=1)},
+    )  # fmt: skip
+    folded = passes.fold_affine(model)
+    assert operators(folded) == {"Conv": 1}
+    assert_same_function(model, folded)
+
+
+def test_a_constant_that_differs_by_place_stays() -> None:
+    model = build(
+        [node("Conv", ["x", "w"], ["c"]), node("Mul", ["c", "k"], ["y"])],
+        inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(6, 4, 1, 1), "k": numbers(6)},
+    )  # fmt: skip
+    assert operators(passes.fold_affine(model)) == {"Conv": 1, "Mul": 1}
+
+
+def test_hard_swish_needs_its_own_numbers() -> None:
+    def swish(shift: float, top: float, divisor: float) -> Model:
+        nodes = [node("Add", ["x", "s"], ["a"]), node("Clip", ["a", "o", "t"], ["c"]), node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "d"], ["y"])]
+        weights = {"s": scalar(shift), "o": scalar(0), "t": scalar(top), "d": scalar(divisor)}
+        return build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights=weights)
+
+    assert operators(passes.recognise_hard_swish(swish(3, 6, 6))) == {"HardSwish": 1}
+    for other in ((2, 6, 6), (3, 5, 6), (3, 6, 5)):
+        assert "HardSwish" not in operators(passes.recognise_hard_swish(swish(*other)))
+
+
+def test_hard_swish_of_two_tensors_is_none() -> None:
+    nodes = [node("HardSigmoid", ["x"], ["h"], alpha=1 / 6, beta=0.5), node("Mul", ["h", "z"], ["y"])]
+    model = build(nodes, inputs={"x": ("n", 4), "z": ("n", 4)}, outputs={"y": (None, 4)})
+    assert "HardSwish" not in operators(passes.recognise_hard_swish(model))
+
+
+def test_outputs_that_are_identities_of_one_another_keep_their_names() -> None:
+    model = build(
+        [node("Relu", ["x"], ["a"]), node("Identity", ["a"], ["b"]), node("Identity", ["x"], ["c"])],
+        inputs={"x": ("n", 4)}, outputs={"a": (None, 4), "b": (None, 4), "c": (None, 4)},
+    )  # fmt: skip
+    assert_same_function(model, simplified(model))
+
+
+def test_a_shape_that_the_file_claims_wrongly_is_not_believed() -> None:
+    made = build([node("Relu", ["x"], ["r"]), node("Reshape", ["r", "s"], ["t"]), node("Relu", ["t"], ["y"])],
+                 inputs={"x": ("n", 4)}, outputs={"y": (None, None)}, weights={"s": np.array([-1, 2])})  # fmt: skip
+    values = onnx_ir.convenience.create_value_mapping(made.graph)
+    values["r"].shape = values["t"].shape = onnx_ir.Shape([2, 2])
+    assert_same_function(made, simplified(made))
+
+
+def test_random_numbers_are_not_folded_nor_merged() -> None:
+    nodes = [node("RandomNormal", [], [name], shape=[4], dtype=1) for name in ("a", "b")]
+    model = build([*nodes, node("Sub", ["a", "b"], ["d"]), node("Add", ["x", "d"], ["y"])], inputs={"x": ("n", 4)}, outputs={"y": (None, 4)})
+    assert operators(simplified(model))["RandomNormal"] == 2
+
+
+def test_a_result_that_would_blow_up_the_file_is_not_folded() -> None:
+    model = build(
+        [node("Expand", ["k", "s"], ["e"]), node("Add", ["x", "e"], ["y"])],
+        inputs={"x": ("n", 1)}, outputs={"y": (None, None)}, weights={"k": numbers(1), "s": np.array([1, 1_000_000])},
+    )  # fmt: skip
+    slim = passes.fold_constants(model)
+    assert operators(slim) == {"Add": 1, "Expand": 1}
+
+
+def test_quantized_weights_are_not_unpacked() -> None:
+    model = build(
+        [node("DequantizeLinear", ["q", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"])],
+        inputs={"x": ("n", 4)}, outputs={"y": (None, 4)}, weights={"q": np.ones((4, 4), np.int8), "s": scalar(0.1)},
+    )  # fmt: skip
+    assert "DequantizeLinear" in operators(simplified(model))
+
+
+def test_subgraphs_are_kept_whole() -> None:
+    def branch(operator: str) -> onnx.GraphProto:
+        value = onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)
+        return onnx.helper.make_graph([node("Identity", ["r"], ["same"]), node(operator, ["same"], ["out"])], operator, [], [value])
+
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("ReduceSum", ["r"], ["s"], keepdims=0), node("Greater", ["s", "k"], ["c"]),
+        node("If", ["c"], ["y"], then_branch=branch("Neg"), else_branch=branch("Exp")),
+    ]  # fmt: skip
+    model = build(nodes, inputs={"x": ("n", 4)}, outputs={"y": (None, None)}, weights={"k": scalar(2)})
+    assert_same_function(model, simplified(model), count=6)
+
+
+def test_fixed_shapes_reach_every_tensor_and_are_refused_where_they_do_not_fit() -> None:
+    nodes = [node("Relu", ["x"], ["r"]), node("Shape", ["r"], ["s"]), node("Reshape", ["r", "s"], ["y"])]
+    model = build(nodes, inputs={"x": ("n", 4, "h", "w")}, outputs={"y": (None, None, None, None)})
+    fixed = passes.fix_shapes(model, shapes={"x": [1, 4, 6, 6]})
+    assert graph.inputs(fixed)[0].shape == graph.outputs(fixed)[0].shape == (1, 4, 6, 6)
+    assert "Shape" not in operators(simplified(fixed))
+    with pytest.raises(ModelError, match="cannot be fixed"):
+        passes.fix_shapes(model, shapes={"x": [1, 3, 6, 6]})
+    with pytest.raises(ModelError, match="no input `z`"):
+        passes.fix_shapes(model, shapes={"z": [1]})
+
+
+def test_an_opset_is_raised_and_the_answers_stay() -> None:
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=1), node("Squeeze", ["m"], ["q"], axes=[2, 3]),
+        node("Softmax", ["q"], ["p"], axis=1), node("Unsqueeze", ["p"], ["y"], axes=[2]),
+    ]  # fmt: skip
+    model = build(nodes, inputs={"x": ("n", 4, 6, 6)}, outputs={"y": (None, None, None)}, opset=11)
+    raised = passes.raise_opset(model)
+    assert graph.opset(raised) == 17
+    assert "Flatten" not in operators(raised)
+    assert_same_function(model, raised)
+
+
+def test_what_exporters_note_beside_nodes_is_left_behind_and_the_models_own_metadata_is_not() -> None:
+    model = build([node("Relu", ["x"], ["y"], doc_string="File /home/somebody/train.py")], inputs={"x": ("n", 4)}, outputs={"y": (None, 4)})
+    model.metadata_props["character"] = "abc"
+    slim = simplified(model)
+    written, _ = graph.to_bytes(slim)
+    assert b"somebody" not in written
+    assert slim.metadata_props == {"character": "abc"}
+
+
+def test_a_recipe_names_what_it_cannot_do() -> None:
+    model = graph.load(DATA / "resnet8_mnist.onnx")
+    with pytest.raises(ModelError, match="`fold_evrything`"):
+        passes.apply([{"pass": "fold_evrything"}], model)
+
+
+def test_a_second_round_changes_nothing() -> None:
+    slim = simplified(graph.load(DATA / "mobilenet_fashion.onnx"))
+    assert operators(simplified(slim)) == operators(slim)
+    assert len(list(calibration.generated(slim, 1))) == 1
