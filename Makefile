@@ -9,13 +9,16 @@ ifdef CI
 TORCH ?= 1
 endif
 
-.PHONY: demo test check bench lock clean
+.PHONY: demo test unit check bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
 test: $(READY) $(if $(TORCH),.venv/.torch) sshd
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+unit: $(READY) # seconds: for while you work
+	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or arm64 or gpu)" $(ARGS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ def test_one_number_is_selected_and_judged_on_the_same_samples(tmp_path: Path) -
         ("def evaluate(run): return float('nan')", "not finite"),
         ("def evaluate(run): return [[1.0]]", r"shape \[1, 1\]"),
         ("def evaluate(run): return []", r"shape \[0\]"),
-        ("def evaluate(run): return 'good'", "ValueError"),
+        ("def evaluate(run): return 'good'", "returned str"),
         ("evaluate = 3", "no function"),
         ("import nothing_of_that_name", "ModuleNotFoundError"),
         ("def evaluate(run: return", "SyntaxError"),
@@ -100,7 +100,7 @@ def test_modules_beside_the_users_can_be_imported(tmp_path: Path) -> None:
     assert judge_of(source).scores(nothing) == [0.5]
 
 
-@pytest.mark.parametrize(("source", "words"), [("nowhere.py:evaluate", "no file"), ("words", "names no evaluation"), ("x.py:", "names no evaluation")])
+@pytest.mark.parametrize(("source", "words"), [("nowhere.py:evaluate", "no file"), ("words", "names no function"), ("x.py:", "names no function")])
 def test_what_names_no_evaluation_is_refused(source: str, words: str) -> None:
     with pytest.raises(EvaluationError, match=words):
         judge_of(source)

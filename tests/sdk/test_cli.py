@@ -106,6 +106,7 @@ def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_nothing_half_written(folder: Path) -> None:
     """The file size that this process may write is limited, which ends a write as a full disk does."""
     code = (
@@ -143,6 +144,7 @@ def test_package_json_keeps_its_contract(folder: Path) -> None:
     assert told["peak_rss_bytes"] > 1e7
 
 
+@pytest.mark.slow
 def test_the_project_file_is_obeyed_and_the_command_line_wins(folder: Path) -> None:
     (folder / "edgesdk.toml").write_text('model = "model.onnx"\nname = "digits"\nprofiles = ["jetson", "raspberry-pi-4"]\nevaluate = "evaluation.npz"\n')
     both = json.loads(run("package", "--json").stdout)
@@ -170,6 +172,7 @@ def test_inspect_and_check_and_profiles_have_two_renderings() -> None:
     assert "float16" in run("profile", "show", "jetson").stdout
 
 
+@pytest.mark.slow
 def test_optimize_writes_one_file(folder: Path) -> None:
     told = json.loads(run("optimize", "model.onnx", "-p", "raspberry-pi-5", "--calibration", "calibration.npz", "-o", "small.onnx", "--json").stdout)
     assert told["recipe"][-1]["pass"] == "quantize"
@@ -181,6 +184,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_130(folder: Path) -> None:
     (folder / "slow.py").write_text("import time\ndef evaluate(run):\n    print('here', flush=True)\n    time.sleep(60)\n")
     child = subprocess.Popen(

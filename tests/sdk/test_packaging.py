@@ -19,6 +19,8 @@ from edgesdk.errors import BudgetMissed, ProjectError
 from edgesdk.packaging import Packaged, Request
 from tests import digits
 
+pytestmark = pytest.mark.slow  # whole models, packaged for real
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -191,7 +193,6 @@ def test_a_tree_ensemble_is_packaged_as_it_is_and_says_why(tmp_path: Path) -> No
         assert made.accuracy.drop == 0
 
 
-@pytest.mark.slow
 def test_golden_answers_catch_lost_weights(packaged: Packaged, tmp_path: Path) -> None:
     """Each weight tensor zeroed in turn: of those whose loss moves accuracy by more than a point, at least 95 % are caught."""
     with Layout.open(packaged.bundle) as layout:

@@ -57,6 +57,7 @@ def test_digits_are_still_read_on_every_profile(name: str) -> None:
     assert accuracy(small) >= 0.975
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INT8_PROFILES)
 @pytest.mark.parametrize("file", ["mobilenet_fashion.onnx", "bilstm_vowels.onnx"])
 def test_other_models_obey_every_profile(file: str, name: str) -> None:

@@ -1,0 +1,48 @@
+"""Take a trained model to a small computer and keep it running there.
+
+    from pathlib import Path
+    import edgesdk
+
+    profile = edgesdk.find_profile("raspberry-pi-5")
+    made = edgesdk.package(edgesdk.Request(model=Path("ocr.onnx"), profiles=(profile,), name="ocr", output=Path("bundles/ocr")))
+    with edgesdk.connect("pi@192.168.1.20") as device:
+        edgesdk.deploy(device, made[0].bundle)
+
+A tour, in the order of the work: `profiles` says what hardware wants; `convert` makes ONNX of what a framework trained; `graph`
+reads it; `passes` transform it, one file each; `recipe` chooses among them by evidence that `accuracy` and `benchmark` gather;
+`constraints` proves that the result obeys its profile; `packaging` is that whole path, top to bottom, and ends in a bundle, whose
+format `edge_agent.bundle` owns. `device` takes a bundle to a device over a `transport` and asks it there. `cli` is all of this typed.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgesdk.device import connect, deploy
+    from edgesdk.errors import EdgeSDKError
+    from edgesdk.packaging import Packaged, Request, optimize, package, verify
+    from edgesdk.profiles import Profile
+    from edgesdk.profiles import find as find_profile
+
+__all__ = ["EdgeSDKError", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "verify"]
+
+_HOMES = {
+    "EdgeSDKError": "errors",
+    "Packaged": "packaging",
+    "Profile": "profiles",
+    "Request": "packaging",
+    "connect": "device",
+    "deploy": "device",
+    "find_profile": "profiles",
+    "optimize": "packaging",
+    "package": "packaging",
+    "verify": "packaging",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `edgesdk --help` must load neither onnx nor paramiko.
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"edgesdk.{_HOMES[name]}"), name.removesuffix("_profile"))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
