@@ -9,7 +9,7 @@ ifdef CI
 TORCH ?= 1
 endif
 
-.PHONY: demo test unit check bench lock clean
+.PHONY: demo test unit test-oldest check bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
@@ -20,11 +20,19 @@ test: $(READY) $(if $(TORCH),.venv/.torch) sshd
 unit: $(READY) # seconds: for while you work
 	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or arm64 or gpu)" $(ARGS)
 
+test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime and numpy that it promises
+	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
+
+.venv-oldest/.ready: requirements-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -r requirements-oldest.txt
+	@touch $@
+
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy --python-version $(shell $(BIN)/python tools/oldest_mypy.py) device_agent/edge_agent
+	$(BIN)/mypy --python-version 3.10 device_agent/edge_agent # the oldest that mypy 2 knows; ruff holds the agent to 3.9
 	$(BIN)/lint-imports
 
 bench: $(READY)
@@ -53,4 +61,4 @@ lock: # the pins, from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .cache bundles
+	rm -rf .venv .venv-oldest .cache bundles
