@@ -360,7 +360,12 @@ def write(target: Path, bundle: list[Contents]) -> None:
             return
         if target.exists():
             os.replace(target, Path(scratch, "old"))
-        os.replace(folder, target)
+        try:
+            os.replace(folder, target)
+        except BaseException:  # also Ctrl-C: what was there must not go with the scratch folder
+            if Path(scratch, "old").exists() and not target.exists():
+                os.replace(Path(scratch, "old"), target)
+            raise
 
 
 def _write_folder(folder: Path, bundle: list[Contents]) -> None:

@@ -10,7 +10,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -107,21 +107,24 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
     replay = [Plan("replayed", recipe.scheme_of(steps), steps)] if steps is not None else None
+    plans = replay or recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes)
     choice = recipe.choose(
-        replay or recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes),
+        plans,
         build=source.build,
         drop=lambda model: source.judge.selection_drop(source.scores, source.scored(model, optimize=here)),
         race=_race(source, profile) if here and not replay else None,
         max_drop=profile.budget.max_drop,
         progress=progress,
     )
+    accuracy = source.judged(choice, optimize=here)
+    if accuracy.drop > profile.budget.max_drop:  # it passed the selection by luck; the exact model stands by
+        choice, accuracy = _float_instead(source, choice, accuracy, plans, optimize=here)
     if violations := constraints.check(choice.model, profile):
         raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
     speed = _timed(source, choice.model, profile, progress) if here else None
     if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay:
         choice, speed = _original_kept(source, choice, speed)
-    scored = sum(candidate.drop is not None for candidate in choice.tried)
-    accuracy = source.judge.compare(source.scores, source.scored(choice.model, optimize=here), candidates=scored)
+        accuracy = source.judged(choice, optimize=here)
     files = model_files(choice.model)
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
@@ -149,7 +152,7 @@ def verify(path: Path) -> list[dict[str, Any]]:
 
 def _verified(layout: Layout, profile: str, manifest: Manifest) -> dict[str, Any]:
     description = layout.description(manifest)
-    rules = Profile.model_validate_json(layout.blob(manifest.layer("profile.json").digest))
+    rules = profiles.parse(bundle.parse_json(layout.blob(manifest.layer("profile.json").digest), "profile.json"), layout.name)
     with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
         for layer in manifest.layers:
             Path(folder, layer.file).write_bytes(layout.blob(layer.digest))
@@ -230,6 +233,11 @@ class Source:
                 self._built[given] = (steps, model) if same else ((*steps, step), changed)
             steps, model = self._built[given]
         return replace(plan, steps=steps), model
+
+    def judged(self, choice: Choice, *, optimize: bool) -> Accuracy:
+        """The verdict on the judging samples, with how many candidates were scored on the way."""
+        candidates = sum(candidate.drop is not None for candidate in choice.tried)
+        return self.judge.compare(self.scores, self.scored(choice.model, optimize=optimize), candidates=candidates)
 
     def scored(self, model: Model, *, optimize: bool) -> Scores:
         """The judge's scores, asked for once a model."""
@@ -374,6 +382,18 @@ def _opened(model: Model, profile: Profile) -> Iterator[Session]:
         for name, data in model_files(model).items():
             Path(folder, name).write_bytes(data)
         yield open_session(Path(folder), profile.to_dict())
+
+
+def _float_instead(source: Source, choice: Choice, accuracy: Accuracy, plans: Sequence[Plan], *, optimize: bool) -> tuple[Choice, Accuracy]:
+    """The float model where the profile takes one, since the winner of the selection did not hold before the judge."""
+    exact = next((plan for plan in plans if plan.scheme == "float32"), None)
+    if exact is None or choice.plan.scheme == "float32":
+        return choice, accuracy
+    plan, model = source.build(exact)
+    lost = f"loses {accuracy.drop:.4f} on the judging samples"
+    tried = tuple(replace(candidate, note=lost) if candidate.plan == choice.plan else candidate for candidate in choice.tried)
+    kept = Choice(plan, model, (*tried, Candidate(plan, note="taken instead")))
+    return kept, source.judged(kept, optimize=optimize)
 
 
 def _original_kept(source: Source, choice: Choice, speed: Paired) -> tuple[Choice, Paired]:

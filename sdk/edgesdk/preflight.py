@@ -110,12 +110,8 @@ def old_python(host: str, version: str) -> Refused:
 
 
 def _profile(layout: Layout, manifest: Manifest) -> Profile:
-    """The profile that the bundle was built for, as it was then. Raises Refused."""
-    document = parse_json(layout.blob(manifest.layer("profile.json").digest, 1 << 20), "profile.json")
-    try:
-        return Profile.model_validate(document)
-    except ValueError as error:
-        raise Refused(f"the profile in `{layout.name}` says something that this edgesdk does not know", "update edgesdk, or package the model again") from error
+    """The profile that the bundle was built for, as it was then. Raises ProfileError."""
+    return profiles.parse(parse_json(layout.blob(manifest.layer("profile.json").digest, 1 << 20), "profile.json"), layout.name)
 
 
 def _unfit(name: str, held: Mapping[str, Profile], facts: Facts, host: str) -> Refused:

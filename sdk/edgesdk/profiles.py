@@ -146,6 +146,14 @@ def load(path: Path) -> Profile:
     return profile
 
 
+def parse(document: dict[str, Any], where: str) -> Profile:
+    """A profile that a program wrote: `profile.json` of a bundle, from which nothing is left to inherit. Raises ProfileError."""
+    try:
+        return Profile.model_validate(document)
+    except ValidationError as error:
+        raise ProfileError(f"the profile in `{where}` says something that this edgesdk does not know", "update edgesdk, or package the model again") from error
+
+
 def recognise(facts: dict[str, Any], among: Iterable[Profile] | None = None) -> list[Profile]:
     """The profiles whose facts the device shows (what `edge-agent probe` prints), the most specific first; of all that come with edgesdk, or ``among`` some."""
     fitting = [profile for profile in (map(find, names()) if among is None else among) if _fits(profile.recognise, facts)]

@@ -230,3 +230,25 @@ def test_golden_answers_catch_lost_weights(packaged: Packaged, tmp_path: Path) -
             caught += is_caught(broken)
     assert moved >= 8
     assert caught >= 0.95 * moved
+
+
+def test_a_winner_that_does_not_hold_before_the_judge_gives_way_to_the_float_model(folder: Path, tmp_path: Path) -> None:
+    """An evaluation that finds the int8 model perfect on the selection half and useless on the other."""
+    (tmp_path / "luck.py").write_text(
+        "import numpy as np\n"
+        "from pathlib import Path\n"
+        f"image = np.load({str(folder / 'calibration.npz')!r})['image'][:1]\n"
+        "first = []\n"
+        "def evaluate(run):\n"
+        "    answer = run({'image': image})['logits']\n"
+        "    first.append(answer)\n"
+        "    scores = np.ones(100)\n"
+        "    if not np.allclose(answer, first[0], atol=1e-4):\n"
+        "        scores[np.random.default_rng(0).permutation(100)[50:]] = 0\n"
+        "    return scores\n"
+    )
+    request = request_for(folder, "raspberry-pi-5", output=tmp_path / "b", evaluate=f"{tmp_path / 'luck.py'}:evaluate")
+    made = packaging.package(request)[0]
+    assert all(step["pass"] != "quantize" for step in made.recipe)
+    assert made.accuracy.drop == 0
+    assert "loses 1.0000 on the judging samples" in str(made.candidates)

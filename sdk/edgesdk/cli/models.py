@@ -42,6 +42,7 @@ def package(
 ) -> None:
     """Convert, compress, prove and package a model for one or more profiles."""
     from edgesdk import packaging, profiles, project
+    from edgesdk.errors import ProjectError
 
     here = project.load(Path())
     source = model or project.find_model(Path(), here)
@@ -52,6 +53,8 @@ def package(
         "max_size_bytes": max_size_bytes or here.budget.max_size_bytes,
     }
     chosen = [_with_limits(profiles.find(wanted), limits) for wanted in _wanted(profile, here.profiles)]
+    if recipe and len(chosen) > 1:
+        raise ProjectError("a recipe is of one profile", f"give one --profile with --recipe, such as {chosen[0].name}")
     request = packaging.Request(
         model=source,
         profiles=tuple(chosen),
