@@ -3,6 +3,7 @@
 import contextlib
 import getpass
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,10 +30,12 @@ def refusal(host: str) -> tuple[str, str]:
     return str(caught.value), caught.value.hint
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "fish", "csh", "zsh"])
+# The first three are on every Debian and Ubuntu; the others are tried where they are.
+SHELLS = ["sh", "bash", "dash", *filter(shutil.which, ("fish", "csh", "zsh"))]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_arguments_arrive_as_they_were_written_whatever_the_login_shell(bench: Bench, shell: str) -> None:
-    if subprocess.run(["sh", "-c", f"command -v {shell}"], capture_output=True, check=False).returncode:
-        pytest.skip(f"no {shell} here")
     bench.start(login_shell=shell)
     with connect("pi") as pi:
         done = pi.run(["python3", "-c", "import sys; print(ascii(sys.argv[1:]))", *NASTY])

@@ -187,8 +187,10 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_130(folder: Path) -> None:
     (folder / "slow.py").write_text("import time\ndef evaluate(run):\n    print('here', flush=True)\n    time.sleep(60)\n")
+    # A job that a shell put into the background ignores SIGINT, and so would what it starts.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edgesdk.cli import main; main()"
     child = subprocess.Popen(
-        [sys.executable, "-m", "edgesdk.cli", "package", "model.onnx", "-p", "jetson", "--evaluate", "slow.py:evaluate"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "package", "model.onnx", "-p", "jetson", "--evaluate", "slow.py:evaluate"], stderr=subprocess.PIPE, text=True
     )
     assert child.stderr is not None
     assert child.stderr.readline() == "here\n"

@@ -190,7 +190,7 @@ def test_what_answers_otherwise_is_not_written():
     [
         ("nets.py", {}, "does not say which function"),
         ("nets.py:nothing", {}, "has no function `nothing`"),
-        ("nets.py:broken", {}, "`nets.py:broken` cannot be loaded: KeyError"),
+        ("nets.py:broken", {}, "`nets.py:broken` failed: KeyError"),
         ("nets.py:number", {}, "gives a int, not a torch.nn.Module"),
         ("gone.py:net", {}, "there is no file `gone.py`"),
         ("nets.py:classifier", {}, "does not say what shape its inputs have"),

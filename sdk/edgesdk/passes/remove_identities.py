@@ -83,7 +83,8 @@ def _is_neutral(number: float, *, either_side: bool) -> Callable[[onnx_ir.Node],
 
     def neutral(node: onnx_ir.Node) -> bool:
         if either_side and (first := graph.constant(node.inputs[0])) is not None and first.ndim == 0 and first == number:
-            node.replace_input_with(0, node.inputs[1])
+            for place, value in enumerate((node.inputs[1], node.inputs[0])):  # both operators commute; the node may have to stay
+                node.replace_input_with(place, value)
             return node.inputs[0] is not None
         operand = graph.constant(node.inputs[1])
         return operand is not None and operand.ndim == 0 and bool(operand == number)

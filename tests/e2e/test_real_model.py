@@ -1,0 +1,66 @@
+"""PP-OCRv4 recognition, 10 MB, dynamic shapes, opset 12, as it comes from its package: packaged for every profile that there is."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgesdk import calibration, graph, passes, profiles
+from edgesdk.packaging import runner
+from tests.sdk.small_models import assert_same_function
+
+REPOSITORY = Path(__file__).parents[2]
+MODEL = "ch_PP-OCRv4_rec_infer.onnx"
+REFUSED = set(re.findall(r"^\| PP-OCRv4 recognition \| `([a-z0-9-]+)`", (REPOSITORY / "docs" / "refused.md").read_text(), re.MULTILINE))
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The line reader's folder with its model and samples."""
+    folder = tmp_path_factory.mktemp("reader")
+    for file in (REPOSITORY / "examples" / "line_reader").glob("*.py"):
+        shutil.copy(file, folder)
+    environment = {"EDGESDK_CACHE": str(REPOSITORY / ".cache")} | os.environ
+    subprocess.run([sys.executable, "prepare.py"], cwd=folder, env=environment, check=True, capture_output=True)
+    return folder
+
+
+def test_simplifying_keeps_the_function(reader: Path) -> None:
+    model = graph.load(reader / MODEL)
+    slim = passes.apply([{"pass": name} for name in passes.SIMPLIFY], model)
+    operators = graph.describe(slim).operators
+    assert "BatchNormalization" not in operators
+    assert operators["HardSwish"] == 28
+    assert_same_function(model, slim, rtol=1e-3)
+    expected, found = runner(model), runner(slim)
+    for feeds in calibration.load(reader / "calibration.npz", model).first(4):
+        (before,), (after,) = expected(feeds).values(), found(feeds).values()
+        assert (before.argmax(-1) == after.argmax(-1)).all()
+
+
+def test_the_pairs_that_are_refused_are_few() -> None:
+    assert len(REFUSED) <= 2
+
+
+@pytest.mark.parametrize("profile", profiles.names())
+def test_it_is_packaged_for_every_profile_or_refused_for_a_listed_reason(reader: Path, tmp_path: Path, profile: str) -> None:
+    settings = ["--calibration", "calibration.npz", "--evaluate", "evaluate.py:evaluate", "-o", str(tmp_path / "b"), "--name", "reader", "--json"]
+    command = [sys.executable, "-m", "edgesdk.cli", "package", MODEL, "-p", profile, *settings]
+    done = subprocess.run(command, cwd=reader, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout)
+    if profile in REFUSED:
+        assert done.returncode == 1
+        assert "cannot be kept" in told["error"]["message"]
+        assert list(tmp_path.iterdir()) == []
+        return
+    assert done.returncode == 0, done.stderr
+    assert told["violations"] == []
+    assert told["accuracy"]["drop"] <= 0.01
+    assert told["recipe"]
