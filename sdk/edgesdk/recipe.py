@@ -187,8 +187,8 @@ def _missed(tried: list[Candidate], max_drop: float) -> tuple[str, str]:
     if not drops:
         return f"no recipe of this profile works for this model ({story})", "give --calibration samples, or take another profile"
     closest = min(drops)
+    allow = f"allow it with --max-drop {max(closest, 0) * 1.05 + 1e-4:.4f}, or " if closest < 0.1 else ""
     return (
         f"the accuracy budget of {max_drop:g} cannot be kept ({story})",
-        f"the closest loses {closest:.4f}: allow it with --max-drop {max(closest, 0) * 1.05 + 1e-4:.4f}, "
-        "give more calibration samples, or take another profile",
+        f"the closest loses {closest:.4f}: {allow}take a profile that may keep float32, such as the CPU of that board: `edgesdk profile list`",
     )
