@@ -15,7 +15,7 @@ demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
 test: $(READY) $(if $(TORCH),.venv/.torch) sshd
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
 	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or arm64 or gpu)" $(ARGS)

@@ -1,5 +1,6 @@
 """Models of a few nodes, built in code; chains of random operators for property tests; and how to compare two models."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from edgesdk import calibration, graph
 from edgesdk.graph import Array, Feeds, Model
 
+# How many random graphs the slow property tests try: GRAPHS=2000 for a thorough sweep, some minutes on two cores.
+GRAPHS = int(os.environ.get("GRAPHS", "400"))
 DATA = Path(__file__).parents[1] / "data"
 FLOAT = onnx.TensorProto.FLOAT
 

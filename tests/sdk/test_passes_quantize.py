@@ -13,7 +13,7 @@ from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Model
 from edgesdk.passes.quantize import SETTINGS, targets, weight_snr_db
 from tests import digits
-from tests.sdk.small_models import DATA, answers, build, chains, node, numbers, operators
+from tests.sdk.small_models import DATA, GRAPHS, answers, build, chains, node, numbers, operators
 
 INT8_PROFILES = ["x86-cpu", "raspberry-pi-5", "jetson-orin", "kria-kv260"]  # one of each scheme that there is
 IMAGE = {"x": ("n", 4, 6, 6)}
@@ -76,7 +76,7 @@ def test_any_graph_obeys_the_profile_it_was_quantized_for(name: str, model: Mode
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", INT8_PROFILES)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=GRAPHS // 4, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model=chains())
 def test_many_graphs_obey_the_profile_they_were_quantized_for(name: str, model: Model) -> None:
     obeys(name, model)

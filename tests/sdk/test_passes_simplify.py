@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgesdk import calibration, graph, passes
 from edgesdk.errors import ModelError
 from edgesdk.graph import Model
-from tests.sdk.small_models import DATA, assert_same_function, build, chains, node, numbers, operators
+from tests.sdk.small_models import DATA, GRAPHS, assert_same_function, build, chains, node, numbers, operators
 
 IMAGE = {"x": ("n", 4, 6, 6)}
 ANY = (None, None, None, None)
@@ -46,7 +46,7 @@ def test_each_pass_alone_keeps_the_function(name: str, model: Model) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=GRAPHS, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(model=chains())
 def test_simplifying_keeps_the_function_of_many_graphs(model: Model) -> None:
     assert_same_function(model, simplified(model), count=1)
