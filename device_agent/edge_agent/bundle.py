@@ -436,6 +436,8 @@ def _entry(media_type: str, data: bytes) -> dict[str, Any]:
 
 
 def _descriptor(entry: Mapping[str, Any]) -> Descriptor:
+    if not {"size", "digest"} <= set(entry):
+        raise BundleError("an entry of the bundle lacks its size or digest", "copy or package the bundle again")
     size = entry["size"]
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise BundleError(f"a manifest gives {size!r} as a size", "copy or package the bundle again")

@@ -79,6 +79,7 @@ class Judge:
 
     def compare(self, before: Scores, after: Scores, *, candidates: int) -> Accuracy:
         """The verdict on the judging half. Scores must be of the same samples."""
+        halved = len(before) > 1
         before, after = (judging_half(scores) for scores in self._matched(before, after))
         return Accuracy(
             metric=self.metric,
@@ -90,7 +91,7 @@ class Judge:
             gained=int((after > before).sum()),
             interval=_interval(before, after),
             candidates=candidates,
-            source=self.source if len(before) > 1 else f"{self.source}, selected and judged on the same samples",
+            source=self.source if halved else f"{self.source}, selected and judged on the same samples",
         )
 
     def selection_drop(self, before: Scores, after: Scores) -> float:
@@ -153,8 +154,8 @@ def _labelled(path: Path) -> Judge:
     if "labels" not in loaded:
         raise EvaluationError(f"`{path.name}` has no `labels`, it holds {', '.join(loaded) or 'nothing'}", "save it as np.savez(..., labels=classes)")
     labels = loaded.pop("labels")
-    if not loaded or any(len(array) != len(labels) for array in loaded.values()):
-        raise EvaluationError(f"`{path.name}` has {len(labels)} labels, and inputs of other lengths", "one label for each sample along the first axis")
+    if not labels.ndim or not loaded or any(not array.ndim or len(array) != len(labels) for array in loaded.values()):
+        raise EvaluationError(f"`{path.name}` has {labels.size} labels, and inputs of other lengths", "one label for each sample along the first axis")
 
     def evaluate(run: Run) -> Scores:
         right = []

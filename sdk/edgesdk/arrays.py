@@ -1,5 +1,7 @@
 """Arrays in a file: `.npz` with plain numbers and text. An object array would be a pickle, which is code."""
 
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +13,9 @@ from edgesdk.graph import Array
 def read(path: Path) -> dict[str, Array]:
     """Everything in an `.npz`. Raises SampleError for a file that is missing, no `.npz`, or holds pickles."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except OSError as error:
         raise SampleError(f"`{path}` cannot be read: {error.strerror or error}") from error
-    except (ValueError, AttributeError, EOFError) as error:
+    except (ValueError, AttributeError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise SampleError(f"`{path}` is no .npz of plain arrays", "save numbers with np.savez: object arrays are pickles, which are code") from error

@@ -11,6 +11,7 @@ What can be known from a file's header (names, types, shapes) is refused before 
 import hashlib
 import itertools
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -310,7 +311,7 @@ def _streams(path: Path, wanted: tuple[TensorInfo, ...]) -> Iterator[dict[str, B
                 yield {wanted[0].name: opened.enter_context(path.open("rb"))}
             else:
                 raise SampleError(f"`{path}` is one array, and the model has {len(wanted)} inputs", f"write a .npz with the keys {_listed(wanted)}")
-    except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
         raise SampleError(f"`{path}` is not a file that numpy wrote, or a truncated one: {error}", "write it with `numpy.savez`") from error
     except OSError as error:
         raise SampleError(f"`{path}` cannot be read: {error.strerror or error}") from error

@@ -35,6 +35,9 @@ class Violation:
     wanted: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.node or 'the file'}: {self.rule}: {self.found}, wanted {self.wanted}" + (f" ({self.hint})" if self.hint else "")
+
 
 @dataclass(frozen=True)
 class _Quantized:

@@ -121,8 +121,12 @@ def save_as(model: Model, path: Path) -> None:
         data = _to_proto(model).SerializeToString(deterministic=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_bytes(data)
-    part.replace(path)
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def inputs(model: Model) -> tuple[TensorInfo, ...]:
@@ -193,14 +197,32 @@ def with_opset(model: Model, minimum: int) -> Model:
     """The model at that operator set version; the model itself if it is there already. Raises ModelError if it cannot be converted."""
     if not opset(model) or opset(model) >= minimum:
         return model
+    if opset(model) < 13 <= minimum and any(node.op_type == "Hardmax" and not node.domain for node in nodes(model)):
+        raise ModelError("Hardmax of an opset below 13 cannot be converted exactly", "export the model again with opset 13 or newer")
     known = clone(model)
     infer_shapes(known)  # where ranks are known, onnx's converter need not surround Softmax with Flatten and Reshape
     with _translated(f"the model cannot be converted from opset {opset(model)} to {minimum}", "export it again with a newer opset"):
         raised = onnx_ir.serde.deserialize_model(onnx.version_converter.convert_version(_to_proto(known), minimum))
+    if opset(model) < 11 <= minimum:
+        _keep_old_resizing(raised)
     raised.metadata_props.update(model.metadata_props)
     raised.producer_name, raised.producer_version = model.producer_name, model.producer_version
     _name_nodes(raised)
     return raised
+
+
+def _keep_old_resizing(raised: Model) -> None:
+    """What Upsample and Resize meant before opset 11 (asymmetric; nearest: down, up where it shrinks); onnx's converter leaves today's defaults."""
+    for node in nodes(raised):
+        if node.op_type != "Resize" or node.domain or "coordinate_transformation_mode" in node.attributes:
+            continue
+        scales = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        shrinks = scales is not None and bool((scales < 1).any())
+        nearest = "mode" not in node.attributes or node.attributes["mode"].as_string() == "nearest"
+        if nearest and (scales is None or (shrinks and bool((scales > 1).any()))):
+            raise ModelError(f"`{node.name}` resizes in a way that newer opsets cannot say", "export the model again with opset 11 or newer")
+        for name, value in (("coordinate_transformation_mode", "asymmetric"), ("nearest_mode", "ceil" if shrinks else "floor")):
+            node.attributes[name] = onnx_ir.AttrString(name, value)
 
 
 def session(model: Model, *, optimize: bool = True, threads: int = 1) -> onnxruntime.InferenceSession:

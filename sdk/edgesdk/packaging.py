@@ -122,7 +122,7 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     if violations := constraints.check(choice.model, profile):
         raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
     speed = _timed(source, choice.model, profile, progress) if here else None
-    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay:
+    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay and not constraints.check(source.model, profile):
         choice, speed = _original_kept(source, choice, speed)
         accuracy = source.judged(choice, optimize=here)
     files = model_files(choice.model)
@@ -200,8 +200,9 @@ class Source:
         samples, held_back = None, calibration.generated(model, GENERATED_SAMPLES, seed=0)
         if request.calibration is not None:
             samples, held_back = calibration.load(request.calibration, model).split()
-        feeds = tuple(held_back) or tuple(samples or ())
-        kind = "held-back calibration samples" if request.calibration else "generated inputs"
+        spared = tuple(held_back)
+        feeds = spared or tuple(samples or ())
+        kind = "generated inputs" if not request.calibration else "held-back calibration samples" if spared else "calibration samples, none held back"
         judge = Judge.load(request.evaluate, run, feeds, held_back_source=f"{len(feeds)} {kind}")
         labels = read_labels(request.labels) if request.labels else None
         size_bytes = sum(map(len, model_files(model).values()))
@@ -490,5 +491,5 @@ def read_recipe(path: Path, profile: str) -> tuple[Step, ...]:
         isinstance(step, dict) and step.get("pass") in passes.PASSES and isinstance(step.get("settings"), dict) for step in steps
     )
     if not known:
-        raise ProjectError(f"`{path}` is no recipe", 'a recipe is a list of {"pass": name, "settings": {}}, with passes that `edgesdk optimize --help` lists')
+        raise ProjectError(f"`{path}` is no recipe", f'a list of {{"pass": name, "settings": {{}}}}; the passes are {", ".join(passes.PASSES)}')
     return tuple(steps)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from edge_agent.bundle import NAME
 from edgesdk.errors import ProfileError
 
 Scheme = Literal["float32", "int8", "float16"]
@@ -141,9 +142,24 @@ def load(path: Path) -> Profile:
         profile = Profile.model_validate({**merged, "name": path.stem, "family": family})
     except ValidationError as error:
         raise ProfileError(_explained(path, error)) from error
+    if not NAME.fullmatch(profile.name):
+        raise ProfileError(f"{path.name}: a profile's name is its file's, and `{profile.name}` is no name", "lower-case letters, digits, `.`, `_` and `-`")
+    try:
+        re.compile(profile.recognise.board)
+    except re.error as error:
+        raise ProfileError(f"{path.name}: recognise.board: no regular expression: {error}") from error
     if not profile.deployable and not profile.reason:
         raise ProfileError(f"{path.name}: reason: missing", "`deployable = false` wants a sentence that says why")
     return profile
+
+
+def limited(budget: Budget, said: dict[str, Any]) -> Budget:
+    """The budget with what was said of it. Raises ProfileError for a limit that is none."""
+    try:
+        return Budget.model_validate({**budget.model_dump(), **said})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ProfileError(f"budget.{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
 def parse(document: dict[str, Any], where: str) -> Profile:

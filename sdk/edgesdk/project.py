@@ -10,6 +10,7 @@ devices = ["pi@192.168.1.20"]
 max_drop = 0.01
 """
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -87,6 +88,8 @@ def newest_bundle(folder: Path, project: Project) -> Path:
     named = [path for path in packaged if path.parent.name == project.name]
     if not packaged:
         raise ProjectError("no bundle was named, and none was packaged here", "run `edgesdk package` first, or give a bundle's path")
+    if project.name and not named:
+        raise ProjectError(f"no bundle of `{project.name}` was packaged here", "run `edgesdk package` first, or give a bundle's path")
     return (named or packaged)[-1].parent
 
 
@@ -94,7 +97,7 @@ def template(model: str, *, calibration: str | None, evaluate: str | None, profi
     """A commented `edgesdk.toml` for `edgesdk init`."""
 
     def line(key: str, value: Any, comment: str) -> str:
-        text = f"{key} = {value!r}".replace("'", '"') if value else f"# {key} = "
+        text = f"{key} = {json.dumps(value, ensure_ascii=False)}" if value else f"# {key} = "
         return f"{text}\n" if value and not comment else f"{text:<44} # {comment}\n"
 
     return "".join(

@@ -57,7 +57,7 @@ def running(source: str, folder: Path, kind: type[EdgeSDKError]) -> Iterator[Non
             yield
     except EdgeSDKError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [line for line in "".join(traceback.format_exception(error)).splitlines() if line.strip()]
         raise kind(f"`{source}` failed: {type(error).__name__}: {error}", "\n".join(lines[-TRACEBACK_LINES:])) from error
     finally:

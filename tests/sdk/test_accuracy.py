@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesdk.accuracy import Judge, agree, judging_half, selection_half
-from edgesdk.errors import EvaluationError
+from edgesdk.errors import EdgeSDKError, EvaluationError
 
 
 def nothing(feeds: object) -> dict[str, np.ndarray]:
@@ -131,3 +131,23 @@ def test_agreement_is_by_direction_elsewhere() -> None:
     assert agree(vector, {"y": np.array([[np.nan, -4.0]])}) == 0
     assert agree({"n": np.array([1, 2])}, {"n": np.array([1, 3])}) == 0
     assert agree({"z": np.zeros(3)}, {"z": np.zeros(3)}) == 1
+
+
+def test_leaving_early_is_the_users_mistake_too(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="SystemExit"):
+        judge_of(python(tmp_path, "import sys\ndef evaluate(run): sys.exit(0)")).scores(nothing)
+
+
+def test_two_samples_are_selected_and_judged_apart(tmp_path: Path) -> None:
+    judge = judge_of(python(tmp_path, "def evaluate(run): return [1.0, 1.0]"))
+    assert "same samples" not in judge.compare(np.ones(2), np.ones(2), candidates=1).source
+
+
+@pytest.mark.parametrize("damage", ["truncated", "rank 0"])
+def test_a_damaged_labelled_file_is_a_sentence(tmp_path: Path, damage: str) -> None:
+    file = tmp_path / "e.npz"
+    np.savez_compressed(file, x=np.float32(1) if damage == "rank 0" else np.zeros((100, 10)), labels=np.zeros(100))
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(EdgeSDKError):
+        judge_of(str(file))

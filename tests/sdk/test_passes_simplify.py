@@ -250,3 +250,26 @@ def test_a_neutral_first_operand_of_the_only_node_changes_nothing() -> None:
     )
     model = onnx_ir.from_proto(proto)
     assert_same_function(model, simplified(model))
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+@pytest.mark.parametrize("scale", [2.0, 2.6, 0.4])
+def test_upsampling_of_an_old_opset_keeps_its_meaning(mode: str, scale: float) -> None:
+    """Upsample-9 is asymmetric and rounds down (up where it shrinks); today's Resize means something else by default."""
+    if scale < 1:
+        operator, opset = "Resize", 10
+    else:
+        operator, opset = "Upsample", 9
+    proto = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [onnx.helper.make_node(operator, ["x", "scales"], ["y"], mode=mode)],
+            "small",
+            [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 2, 10, 10])],
+            [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 2, None, None])],
+            [onnx.numpy_helper.from_array(np.array([1, 1, scale, scale], np.float32), "scales")],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=6,
+    )
+    model = onnx_ir.from_proto(proto)
+    assert_same_function(model, simplified(model))

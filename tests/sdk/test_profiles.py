@@ -52,6 +52,7 @@ def test_an_unknown_key_is_named_with_its_path_and_its_likely_meaning(tmp_path: 
         ('title = "x"\nextends = "arm-cpu"\ndeployable = false\n', "reason"),
         ('title = "x"\nextends = "arm-cpu"\n[quantization]\nschemes = ["int7"]\n', "quantization.schemes.0"),
         ('title = "x"\nextends = "arm-cpu"\n[budget]\nmax_latency_ms = -1\n', "budget.max_latency_ms"),
+        ('title = "x"\nextends = "arm-cpu"\n[recognise]\nboard = "["\n', "recognise.board: no regular expression"),
         ('title = "x"\n[[providers]]\nnam = "y"\n', r"providers.0.nam: unknown key \(did you mean name\?\)"),
     ],
 )
@@ -90,3 +91,8 @@ def test_nothing_fits_a_device_of_another_kind() -> None:
 def test_every_value_of_hardware_cites_its_source() -> None:
     for name in FIRST_SET - {"raspberry-pi-4"}:
         assert "#" in (profiles.folder() / f"{name}.toml").read_text(), name
+
+
+def test_a_file_whose_name_is_no_name_is_no_profile(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="`MyBoard` is no name"):
+        profiles.find(write(tmp_path, 'title = "x"\nextends = "arm-cpu"\n', "MyBoard.toml"))

@@ -59,3 +59,10 @@ def test_the_newest_bundle_is_meant_unless_the_project_names_one(tmp_path: Path)
         os.utime(layout, (1000 - age, 1000 - age))
     assert project.newest_bundle(tmp_path, Project()).name == "new"
     assert project.newest_bundle(tmp_path, Project(name="old")).name == "old"
+    with pytest.raises(ProjectError, match="no bundle of `mine`"):
+        project.newest_bundle(tmp_path, Project(name="mine"))
+
+
+def test_a_model_with_a_quote_in_its_name_makes_a_file_that_can_be_read(tmp_path: Path) -> None:
+    text = project.template("bob's.onnx", calibration=None, evaluate=None, profiles=["x86-cpu"])
+    assert tomllib.loads(text)["model"] == "bob's.onnx"

@@ -49,10 +49,12 @@ def package(
     called = name or project.name_for(source, here)
     limits = {
         "max_drop": max_drop if max_drop is not None else here.budget.max_drop,
-        "max_latency_ms": max_latency_ms or here.budget.max_latency_ms,
-        "max_size_bytes": max_size_bytes or here.budget.max_size_bytes,
+        "max_latency_ms": max_latency_ms if max_latency_ms is not None else here.budget.max_latency_ms,
+        "max_size_bytes": max_size_bytes if max_size_bytes is not None else here.budget.max_size_bytes,
     }
     chosen = [_with_limits(profiles.find(wanted), limits) for wanted in _wanted(profile, here.profiles)]
+    if len({one.name for one in chosen}) != len(chosen):
+        raise ProjectError("two of the profiles have the same name", "a profile's name is its file's: rename one of the files")
     if recipe and len(chosen) > 1:
         raise ProjectError("a recipe is of one profile", f"give one --profile with --recipe, such as {chosen[0].name}")
     request = packaging.Request(
@@ -143,7 +145,7 @@ def convert(
     show(converted.to_dict(), converted.to_text(), as_json=as_json)
 
 
-def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None) -> None:
+def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None, *, as_json: AsJson = False) -> None:
     """Write a commented edgesdk.toml from what is in this folder."""
     from edge_agent import probe
     from edgesdk import profiles, project
@@ -153,10 +155,13 @@ def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; withou
     if target.exists():
         raise ProjectError(f"{project.FILE} is already here", "edit it, or remove it first")
     chosen = model or project.find_model(Path(), project.Project())
+    if not chosen.is_file():
+        raise ProjectError(f"there is no model at `{chosen}`", "check the path")
     found = {key: next((str(path) for path in sorted(Path().glob(pattern))), None) for key, pattern in (("calibration", "calib*"), ("evaluate", "eval*"))}
     evaluate = found["evaluate"] + ":evaluate" if found["evaluate"] and found["evaluate"].endswith(".py") else found["evaluate"]
     fitting = [profile.name for profile in profiles.recognise(probe.facts())][:1]
     target.write_text(project.template(str(chosen), calibration=found["calibration"], evaluate=evaluate, profiles=fitting), encoding="utf-8")
+    show({"written": str(target)}, "", as_json=as_json)
     say(f"wrote {target}: look it through, then run `edgesdk package`")
 
 
@@ -175,8 +180,10 @@ def _wanted(given: list[str] | None, project_profiles: tuple[str, ...]) -> tuple
 
 def _with_limits(profile: "Profile", limits: dict[str, Any]) -> "Profile":
     """The profile with what the command line and the project say of its budget."""
+    from edgesdk import profiles
+
     said = {key: value for key, value in limits.items() if value is not None}
-    return profile.model_copy(update={"budget": profile.budget.model_copy(update=said)})
+    return profile.model_copy(update={"budget": profiles.limited(profile.budget, said)})
 
 
 def _told(packaged: "Packaged") -> str:
