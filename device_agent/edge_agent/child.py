@@ -23,7 +23,7 @@ from typing import Any
 
 from edge_agent import frames
 from edge_agent.home import child
-from edge_agent.store import StoreError
+from edge_agent.store import Damaged, StoreError
 
 _QUEUE_S = 30  # a request that has waited so long for its turn is refused
 _ANSWER_S = 120  # a worker that takes longer hangs, and is killed
@@ -148,8 +148,12 @@ class Worker:
                 self._check()
             except StoreError as error:
                 self._say(ChildFailed(str(error), error.hint))
-                self._damaged(error)
-                return
+                if isinstance(error, Damaged):
+                    self._damaged(error)
+                    return
+                deaths += 1
+                self._stopping.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(deaths, 20)))
+                continue
             cause = self._live()
             if self.stopped:
                 return

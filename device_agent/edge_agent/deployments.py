@@ -192,7 +192,7 @@ class Deployments:
         return self._store.lay_out(manifest, self._store.description(manifest))
 
     def _unchanged(self, job: Job, deployment: Deployment) -> dict[str, Any]:
-        job.stage = "ask"
+        job.stage = "verify"  # not "ask": a failure here swaps nothing back
         with self._trying(deployment) as trial:
             answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
         self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
@@ -214,7 +214,7 @@ class Deployments:
                 job.stage = "ask"
                 answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
         self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, **arguments)
-        with contextlib.suppress(OSError):  # the next one tries again
+        with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
             self._store.collect()
         return self._result(deployment, "active", answer, tried)
 
@@ -260,12 +260,15 @@ class Deployments:
                     self._trial = None
 
     def _result(self, deployment: Deployment, outcome: str, answer: dict[str, Any], tried: dict[str, Any] | None) -> dict[str, Any]:
-        previous = self._store.previous(deployment.name)
+        previous, digest = self._store.previous(deployment.name), None
+        if previous:
+            with contextlib.suppress(StoreError, BundleError):  # damaged: no reason to call what works a failure
+                digest = self._store.opened(previous).digest
         return {
             "name": deployment.name,
             "release": deployment.release,
             "digest": deployment.digest,
-            "previous": self._store.opened(previous).digest if previous else None,
+            "previous": digest,
             "outcome": outcome,
             "first_answer_ms": answer["first_answer_ms"],
             "trial": tried,

@@ -58,6 +58,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     offset = 0
     while offset < len(data):
         key, offset = _varint(data, offset)
+        if key >> 32:  # a tag has 32 bits: a reader that drops the rest would see another field than we do
+            raise BundleError("model.onnx is no ONNX model", "do not use this bundle")
         kind = key & 7
         if kind == 0:
             _, offset = _varint(data, offset)

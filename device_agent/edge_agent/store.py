@@ -296,6 +296,8 @@ class Store:
                 if _size(file) != layer.size or digest_of_file(file) != layer.digest:
                     raise self._damaged(layer)
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                raise StoreError(f"the deployment {folder.name} cannot be read just now: {error.strerror}", "it is tried again") from error
             raise Damaged(f"the deployment {folder.name} is incomplete: {error.strerror}", "deploy the bundle again") from error
         except BundleError as error:
             raise Damaged(f"the manifest of the deployment {folder.name} is damaged: {error}", "deploy the bundle again") from error
@@ -357,7 +359,7 @@ class Store:
                 if deployment not in kept:
                     freed += _tree_bytes(deployment / "cache")
                     shutil.rmtree(deployment, ignore_errors=True)
-        wanted = {digest[len("sha256:") :] for digest, until in self._wanted.items() if until > time.monotonic()}
+        wanted = {digest[len("sha256:") :] for digest, until in list(self._wanted.items()) if until > time.monotonic()}
         for blob in self._blobs.iterdir():
             if blob.stat().st_nlink == 1 and blob.name not in wanted:
                 freed += _size(blob)

@@ -50,6 +50,9 @@ _DTYPES = {
 _QUIET = 3  # onnxruntime's severity: errors only
 
 
+_MESSAGE_CHARACTERS = 1000  # of an error: it may quote the sender, and travels in a frame's bounded head
+
+
 class SessionError(Exception):
     """The model cannot be opened here, or did not run."""
 
@@ -227,11 +230,11 @@ def _answer(session: Session, name: str, release: str, head: dict[str, Any], bod
         ran = time.perf_counter_ns()
         encoded, buffers = protocol.encode_response(name, release, outputs, request)
     except ProtocolError as error:
-        return {"status": error.status, "error": str(error)}, []
+        return {"status": error.status, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
     except BadFeeds as error:
-        return {"status": 400, "error": str(error)}, []
+        return {"status": 400, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
     except SessionError as error:
-        return {"status": 500, "error": str(error)}, []
+        return {"status": 500, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
     except MemoryError:
         return {"status": 500, "error": "the device has too little memory for this request"}, []
     phases = {"input": decoded - begin, "run": ran - decoded, "output": time.perf_counter_ns() - ran}

@@ -78,7 +78,7 @@ def runtime_tag(facts: Facts) -> str:
 def runtime_wheels(facts: Facts, onnxruntime: str) -> list[Path]:
     """numpy and onnxruntime for the device, the latter at least of that version. Raises DeviceError where there are none."""
     folder = cache_folder() / "wheels" / runtime_tag(facts)
-    cached = _newest(folder, onnxruntime)
+    cached = _newest(folder, onnxruntime, _platforms(facts))
     return cached or _fetch(folder, facts, onnxruntime)
 
 
@@ -121,11 +121,12 @@ def _license(distribution: str) -> dict[str, bytes]:
     return {f"{distribution}/LICENSE.txt": Path(str(file.locate())).read_bytes() for file in files if file.name.startswith("LICENSE")}
 
 
-def _newest(folder: Path, onnxruntime: str) -> list[Path]:
-    """The wheels that were fetched earlier, if they are all there and new enough."""
+def _newest(folder: Path, onnxruntime: str, platforms: list[str]) -> list[Path]:
+    """The wheels that were fetched earlier, if they are all there, new enough, and fit the device's libc."""
     found = []
     for package in RUNTIME_PACKAGES:
-        wheels = sorted(folder.glob(f"{package}-*.whl"), key=_wheel_version)
+        fitting = [wheel for wheel in folder.glob(f"{package}-*.whl") if {"any", *platforms} & set(wheel.stem.split("-")[-1].split("."))]
+        wheels = sorted(fitting, key=_wheel_version)
         if not wheels:
             return []
         found.append(wheels[-1])
@@ -169,7 +170,7 @@ def _fetch(folder: Path, facts: Facts, onnxruntime: str) -> list[Path]:
             raise DeviceError(*_pip_failure(done.stderr, what))
         for wheel in Path(scratch).glob("*.whl"):
             wheel.replace(folder / wheel.name)
-    return _newest(folder, onnxruntime)
+    return _newest(folder, onnxruntime, platforms)
 
 
 def _pip_failure(stderr: str, what: str) -> tuple[str, str]:

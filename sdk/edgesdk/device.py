@@ -172,6 +172,9 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
     moved = not plan.agent and parse(Launcher, device.bootstrap("launcher"), device.host).changed
     running = facts.agent is not None and facts.agent.running
+    if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
+        digest = device.status().agent.digest
+        moved = digest is not None and facts.agent is not None and digest != facts.agent.digest
     if running and (plan.agent or plan.wheels or moved):
         device.ask("stop")
         running = False
@@ -331,6 +334,13 @@ class Device:
             try:
                 job = job or start()
                 state = self._reply(Job, "job", job)
+            except DeviceError as error:
+                if not job or "there is no job" not in str(error):
+                    raise
+                if not repeatable:
+                    raise OutcomeUnknown(f"{error}; what `{self.host}` did meanwhile is not known", f"`edgesdk status {self.host}` tells") from error
+                job, repeatable = "", False  # the agent was started anew: ask once more, which is `unchanged` if it was done
+                continue
             except ConnectionFailed as error:
                 deadline = deadline or time.monotonic() + _RECONNECT_S
                 if time.monotonic() > deadline or not (job or repeatable):

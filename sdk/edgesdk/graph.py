@@ -231,6 +231,7 @@ def session(model: Model, *, optimize: bool = True, threads: int = 1) -> onnxrun
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed here, and others want the cores
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with _translated("onnxruntime does not load the model"):

@@ -169,9 +169,9 @@ class AgentStatus(Reply):
 
 class ModelStatus(Reply):
     name: Text
-    release: Count
-    digest: Text
-    profile: Text = ""
+    release: Count | None = None  # None where the deployment on the device cannot be read
+    digest: Text | None = None
+    profile: Text | None = None
     provider: Text | None = None
     nodes: Text | None = None
     state: Text

@@ -79,3 +79,12 @@ def test_a_cut_model_gives_nothing_but_a_bundle_error(data: st.DataObject) -> No
         check(model[: data.draw(st.integers(0, len(model)))])
     except BundleError as error:
         assert error.hint
+
+
+def test_a_tag_of_more_than_32_bits_hides_nothing() -> None:
+    """A reader that drops the upper bits would see the graph in it, and we would have passed it over."""
+    plain = holding(outside("../secret.bin"), "initializer")
+    assert b"\x3a" in plain
+    start = plain.index(b"\x3a")
+    with pytest.raises(BundleError):
+        check(plain[:start] + b"\xba\x80\x80\x80\x10" + plain[start + 1 :])

@@ -58,9 +58,11 @@ def test_a_device_for_which_no_wheels_are_built_is_told_so(cache: Path, board: d
 def test_the_cache_answers_when_it_holds_what_is_needed(cache: Path) -> None:
     folder = cache / "wheels" / "cp311-aarch64-glibc"
     folder.mkdir(parents=True)
-    for name in ("numpy-1.26.4-x.whl", "numpy-2.4.6-x.whl", "onnxruntime-1.9.0-x.whl", "onnxruntime-1.20.1-x.whl"):
+    tag = "cp311-cp311-manylinux_2_17_aarch64"
+    (folder / "onnxruntime-1.30.0-cp311-cp311-manylinux_2_99_aarch64.whl").touch()  # fetched for a device with a newer glibc
+    for name in (f"numpy-1.26.4-{tag}.whl", f"numpy-2.4.6-{tag}.whl", f"onnxruntime-1.9.0-{tag}.whl", f"onnxruntime-1.20.1-{tag}.whl"):
         (folder / name).touch()
-    assert [wheel.name for wheel in agent_package.runtime_wheels(BOARD, "1.20")] == ["numpy-2.4.6-x.whl", "onnxruntime-1.20.1-x.whl"]
+    assert [wheel.name for wheel in agent_package.runtime_wheels(BOARD, "1.20")] == [f"numpy-2.4.6-{tag}.whl", f"onnxruntime-1.20.1-{tag}.whl"]
 
 
 def test_a_python_without_pip_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

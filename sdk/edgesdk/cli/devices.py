@@ -72,7 +72,16 @@ def status(host: Host = "local", *, as_json: AsJson = False) -> None:
     with device.connect(host) as opened:
         found = opened.status()
     rows = [
-        (m.name, m.release, m.digest[7:19], m.profile, m.state, m.nodes or m.provider or "–", m.previous[7:19] if m.previous else "–", m.count or 0)
+        (
+            m.name,
+            m.release or "–",
+            (m.digest or "–")[-64:][:12],
+            m.profile or "–",
+            m.state,
+            m.nodes or m.provider or "–",
+            m.previous[7:19] if m.previous else "–",
+            m.count or 0,
+        )
         for m in found.models
     ]
     lines = [
