@@ -152,14 +152,18 @@ class Worker:
                     self._damaged(error)
                     return
                 deaths += 1
-                self._stopping.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(deaths, 20)))
+                self._pause(deaths)
                 continue
             cause = self._live()
             if self.stopped:
                 return
             deaths = 0 if time.monotonic() - begin > _STABLE_S else deaths + 1
             self._died(cause)
-            self._stopping.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(deaths, 20)))
+            self._pause(deaths)
+
+    def _pause(self, deaths: int) -> None:
+        """Longer after each death; ended early by `stop`."""
+        self._stopping.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(deaths, 20)))
 
     def _live(self) -> str:
         """Start the process and wait for its end; why it ended."""

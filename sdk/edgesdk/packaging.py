@@ -133,11 +133,12 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
 
 
 def optimize(model: Path, profile: Profile, output: Path, samples: str | None, progress: Progress = silent) -> dict[str, Any]:
-    """The model alone that `package` would ship, written to ``output`` with its weights inside or beside. Raises an EdgeSDKError."""
-    source = Source.load(Request(model=model, profiles=(profile,), name="model", output=output, calibration=samples))
+    """The model alone that `package` would ship, written to ``output`` with its weights inside. Raises an EdgeSDKError."""
+    request = Request(model=model, profiles=(profile,), name="model", output=output, calibration=samples)
+    source = Source.load(request)
     made = _package_for(profile, source, None, progress)
     graph.save_as(made.choice.model, output)
-    return {"model": str(output), **made.packaged(Request(model=model, profiles=(profile,), name="model", output=output), 1).to_dict()}
+    return {"model": str(output), **made.packaged(request, 1).to_dict()}
 
 
 def verify(path: Path) -> list[dict[str, Any]]:
