@@ -22,15 +22,15 @@ from edge_agent import bundle, probe
 from edge_agent import golden as answers
 from edge_agent.bundle import Contents, Layout, Manifest
 from edge_agent.worker import Session, open_session
-from edgesdk import calibration, constraints, golden, graph, passes, profiles, recipe
+from edgesdk import constraints, golden, graph, passes, profiles, recipe, sampling
 from edgesdk.accuracy import AGREEMENT, Accuracy, Judge, Run, Scores
 from edgesdk.benchmark import Paired, compare
-from edgesdk.calibration import Samples
 from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
 from edgesdk.graph import Feeds, Model
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
 from edgesdk.recipe import Candidate, Choice, Plan, Step
+from edgesdk.sampling import Samples
 
 GENERATED_SAMPLES = 32
 ORIGINAL = "original"
@@ -198,9 +198,9 @@ class Source:
         model = graph.load(request.model)
         graph.check(model)
         run = runner(model)
-        samples, held_back = None, calibration.generated(model, GENERATED_SAMPLES, seed=0)
+        samples, held_back = None, sampling.generated(model, GENERATED_SAMPLES, seed=0)
         if request.calibration is not None:
-            samples, held_back = calibration.load(request.calibration, model).split()
+            samples, held_back = sampling.load(request.calibration, model).split()
         spared = tuple(held_back)
         feeds = spared or tuple(samples or ())
         kind = "generated inputs" if not request.calibration else "held-back calibration samples" if spared else "calibration samples, none held back"

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnxruntime
 
 from edge_agent import connect
-from edgesdk import calibration, graph, passes
+from edgesdk import graph, passes, sampling
 from edgesdk.benchmark import Paired, compare
 from edgesdk.packaging import runner
 from tests import digits
@@ -47,7 +47,7 @@ def help_text(folder: Path) -> None:
 def simplified(folder: Path) -> None:
     """The exact rewriting, and onnxruntime's own static quantization with its defaults, against the file as given."""
     given = graph.load(digits.DATA / "mobilenet_fashion.onnx")
-    feeds = list(calibration.generated(given, 8, seed=0))
+    feeds = list(sampling.generated(given, 8, seed=0))
     ours = passes.apply([{"pass": name} for name in passes.SIMPLIFY], given)
     graph.save_as(given, folder / "given.onnx")
     _quantize_static(folder / "given.onnx", folder / "static.onnx", feeds)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import calibration, graph, passes, profiles
+from edgesdk import graph, passes, profiles, sampling
 from edgesdk.packaging import runner
 from tests.sdk.small_models import assert_same_function
 
@@ -40,7 +40,7 @@ def test_simplifying_keeps_the_function(reader: Path) -> None:
     assert operators["HardSwish"] == 28
     assert_same_function(model, slim, rtol=1e-3)
     expected, found = runner(model), runner(slim)
-    for feeds in calibration.load(reader / "calibration.npz", model).first(4):
+    for feeds in sampling.load(reader / "calibration.npz", model).first(4):
         (before,), (after,) = expected(feeds).values(), found(feeds).values()
         assert (before.argmax(-1) == after.argmax(-1)).all()
 

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir
 from hypothesis import strategies as st
 
-from edgesdk import calibration, graph
+from edgesdk import graph, sampling
 from edgesdk.graph import Array, Feeds, Model
 
 # How many random graphs the slow property tests try: GRAPHS=2000 for a thorough sweep, some minutes on two cores.
@@ -73,7 +73,7 @@ def assert_same_function(before: Model, after: Model, *, rtol: float = 1e-4, cou
     """Same inputs, same outputs, and on random feeds the same answers."""
     assert graph.inputs(after) == graph.inputs(before)
     assert [info.name for info in graph.outputs(after)] == [info.name for info in graph.outputs(before)]
-    for feeds in calibration.generated(before, count):
+    for feeds in sampling.generated(before, count):
         expected, found = answers(before, feeds), answers(after, feeds)
         for name, array in expected.items():
             size = max(float(np.abs(array[np.isfinite(array)]).max(initial=0.0)), 1e-3) if array.dtype.kind == "f" else 1.0

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir
 import pytest
 
-from edgesdk import calibration, constraints, graph, passes, profiles
+from edgesdk import constraints, graph, passes, profiles, sampling
 from edgesdk.graph import Model
 from edgesdk.passes.quantize import SETTINGS
 from edgesdk.profiles import Profile
@@ -26,7 +26,7 @@ def small(name: str, **settings: object) -> Model:
     weights = {"w": numbers(4, 4, 1, 1), "v": numbers(4, 4, 1, 1, seed=1), "b": numbers(4)}
     model = build(nodes, inputs=IMAGE, outputs={"y": (1, 4, 6, 6)}, weights=weights)
     wanted = {key: value for key, value in profiles.find(name).quantization.model_dump(mode="json").items() if key in SETTINGS}
-    return passes.quantize(model, samples=calibration.generated(model, 3), **wanted | settings)
+    return passes.quantize(model, samples=sampling.generated(model, 3), **wanted | settings)
 
 
 def rules(model: Model, profile: Profile) -> set[str]:
@@ -119,7 +119,7 @@ def test_a_pool_that_changes_the_position_is_found_out() -> None:
     )
     profile = profiles.find("kria-kv260")
     wanted = {key: value for key, value in profile.quantization.model_dump(mode="json").items() if key in SETTINGS}
-    made = passes.quantize(model, samples=calibration.generated(model, 2), **wanted)
+    made = passes.quantize(model, samples=sampling.generated(model, 2), **wanted)
     assert rules(made, profile) == set()
     assert rules(with_constant(made, "y_scale", lambda scale: scale * np.float32(2)), profile) == {"position"}
 

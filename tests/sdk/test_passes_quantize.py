@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from edgesdk import calibration, constraints, graph, passes, positions, profiles
-from edgesdk.calibration import Samples
+from edgesdk import constraints, graph, passes, positions, profiles, sampling
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Model
 from edgesdk.passes.quantize import SETTINGS, targets, weight_snr_db
+from edgesdk.sampling import Samples
 from tests import digits
 from tests.sdk.small_models import DATA, GRAPHS, answers, build, chains, node, numbers, operators
 
@@ -37,7 +37,7 @@ def initializers(model: Model) -> Mapping[str, Array]:
 
 def images(count: int) -> Samples:
     pixels, _ = digits.images()
-    return calibration.of([{"image": pixel[None]} for pixel in pixels[:count]], graph.load(digits.MODEL))
+    return sampling.of([{"image": pixel[None]} for pixel in pixels[:count]], graph.load(digits.MODEL))
 
 
 def accuracy(model: Model) -> float:
@@ -62,7 +62,7 @@ def test_digits_are_still_read_on_every_profile(name: str) -> None:
 @pytest.mark.parametrize("file", ["mobilenet_fashion.onnx", "bilstm_vowels.onnx"])
 def test_other_models_obey_every_profile(file: str, name: str) -> None:
     model = graph.load(DATA / file)
-    samples = calibration.generated(model, 4)
+    samples = sampling.generated(model, 4)
     small = passes.apply([{"pass": "quantize", "settings": scheme(name)}], prepared(model, name, samples), samples)
     assert constraints.check(small, profiles.find(name)) == []
 
@@ -84,7 +84,7 @@ def test_many_graphs_obey_the_profile_they_were_quantized_for(name: str, model: 
 
 def obeys(name: str, model: Model) -> None:
     before = graph.to_bytes(model)
-    samples = calibration.generated(model, 2)
+    samples = sampling.generated(model, 2)
     slim = prepared(model, name, samples)
     small = passes.apply([{"pass": "quantize", "settings": scheme(name)}], slim, samples)
     assert constraints.check(small, profiles.find(name)) == []
@@ -105,7 +105,7 @@ def test_the_same_samples_and_settings_give_the_same_bytes() -> None:
 def test_a_model_with_nothing_to_quantize_is_returned_as_it_is() -> None:
     model = build([node("Relu", ["x"], ["y"])], inputs=IMAGE, outputs={"y": ANY})
     assert targets(model, operators=["Conv"]) == []
-    assert passes.quantize(model, samples=calibration.generated(model, 1), **X86) is model
+    assert passes.quantize(model, samples=sampling.generated(model, 1), **X86) is model
 
 
 def test_a_quantized_model_is_not_quantized_again() -> None:
@@ -130,7 +130,7 @@ def test_a_relu_is_absorbed_and_one_pair_serves_all_who_read_the_tensor() -> Non
         node("Conv", ["r", "v"], ["d"], name="second"), node("Add", ["d", "r"], ["y"]),
     ]  # fmt: skip
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "v": numbers(4, 4, 1, 1, seed=1)})
-    small = passes.quantize(model, samples=calibration.generated(model, 4), **X86)
+    small = passes.quantize(model, samples=sampling.generated(model, 4), **X86)
     found = operators(small)
     assert found["QuantizeLinear"] == 4  # x, r, d, y
     (relu,) = [each for each in small.graph if each.op_type == "Relu"]
@@ -154,7 +154,7 @@ def test_weights_keep_their_axis_whatever_the_operator() -> None:
     ]  # fmt: skip
     weights = {"t": numbers(4, 3, 1, 1), "g": numbers(5, 6), "b": numbers(5), "k": numbers(5, 7), "m": numbers(7, 3)}
     model = build(nodes, inputs=IMAGE, outputs={"y": (None, 3)}, weights=weights)
-    small = passes.quantize(model, samples=calibration.generated(model, 2), operators=["ConvTranspose", "Gemm", "MatMul"])
+    small = passes.quantize(model, samples=sampling.generated(model, 2), operators=["ConvTranspose", "Gemm", "MatMul"])
     scales = {name: array.shape for name, array in initializers(small).items() if name.endswith("_scale")}
     assert (scales["t_scale"], scales["g_scale"], scales["k_scale"], scales["m_scale"], scales["b_scale"]) == ((3,), (5,), (7,), (3,), (5,))
     axes = {each.name: each.attributes["axis"].as_int() for each in small.graph if each.op_type == "DequantizeLinear" and "axis" in each.attributes}
@@ -168,7 +168,7 @@ def test_a_channel_without_weight_keeps_its_bias() -> None:
     weight, bias = numbers(4, 4, 1, 1), np.array([1.5, -2.0, 0.5, 3.0], np.float32)
     weight[1], weight[2] = 0, 1e-30
     model = build([node("Conv", ["x", "w", "b"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights={"w": weight, "b": bias})
-    samples = calibration.generated(model, 4)
+    samples = sampling.generated(model, 4)
     small = passes.quantize(model, samples=samples, **X86)
     for feeds in samples:
         expected, found = answers(model, feeds)["y"], answers(small, feeds)["y"]
@@ -179,13 +179,13 @@ def test_a_channel_without_weight_keeps_its_bias() -> None:
 def test_reduced_range_leaves_seven_bits() -> None:
     model = build([node("Conv", ["x", "w"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1)})
     for reduced, greatest in ((True, 64), (False, 127)):
-        small = passes.quantize(model, samples=calibration.generated(model, 2), reduce_range=reduced, **X86)
+        small = passes.quantize(model, samples=sampling.generated(model, 2), reduce_range=reduced, **X86)
         assert np.abs(initializers(small)["w_quantized"].astype(int)).max() == greatest
 
 
 def test_jetson_has_no_pair_behind_and_a_float_bias() -> None:
     model = build([node("Conv", ["x", "w", "b"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "b": numbers(4)})
-    small = passes.quantize(model, samples=calibration.generated(model, 2), **scheme("jetson-orin"))
+    small = passes.quantize(model, samples=sampling.generated(model, 2), **scheme("jetson-orin"))
     (convolution,) = [each for each in small.graph if each.op_type == "Conv"]
     assert convolution.outputs[0].is_graph_output()
     assert graph.constant(convolution.inputs[2]) is not None
@@ -195,14 +195,14 @@ def test_jetson_has_no_pair_behind_and_a_float_bias() -> None:
 def test_scales_are_scalars_so_that_element_wise_kernels_take_them() -> None:
     nodes = [node("Add", ["x", "k"], ["s"]), node("Mul", ["s", "x"], ["y"])]
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"k": numbers(1, 4, 1, 1)})
-    small = passes.quantize(model, samples=calibration.generated(model, 2), **X86)
+    small = passes.quantize(model, samples=sampling.generated(model, 2), **X86)
     assert {array.shape for name, array in initializers(small).items() if name.endswith(("_scale", "_zero_point"))} == {()}
 
 
 def test_a_pool_keeps_the_scale_of_what_it_pools() -> None:
     nodes = [node("Conv", ["x", "w"], ["c"]), node("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]), node("Conv", ["p", "w"], ["y"])]
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1)})
-    small = initializers(passes.quantize(model, samples=calibration.generated(model, 3), **X86))
+    small = initializers(passes.quantize(model, samples=sampling.generated(model, 3), **X86))
     assert small["c_scale"] == small["p_scale"]
     assert small["c_zero_point"] == small["p_zero_point"]
     assert [name for name in small if name.endswith("_quantized")] == ["w_quantized"]  # one weight tensor, written once
@@ -212,14 +212,14 @@ def test_a_tensor_without_end_is_left_float() -> None:
     nodes = [node("Conv", ["x", "w"], ["c"]), node("Exp", ["big"], ["e"]), node("Add", ["c", "e"], ["y"])]
     nodes.insert(1, node("Mul", ["c", "k"], ["big"]))
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "k": np.asarray(1e6, np.float32)})
-    small = passes.quantize(model, samples=calibration.generated(model, 2), **X86)
+    small = passes.quantize(model, samples=sampling.generated(model, 2), **X86)
     assert operators(small)["Conv"] == 1
     assert "e_scale" not in initializers(small)
 
 
 def test_opset_12_is_raised_for_scales_by_channel() -> None:
     model = build([node("Conv", ["x", "w"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1)}, opset=12)
-    small = passes.apply([{"pass": "quantize", "settings": X86}], model, calibration.generated(model, 1))
+    small = passes.apply([{"pass": "quantize", "settings": X86}], model, sampling.generated(model, 1))
     assert graph.opset(small) == 13
 
 

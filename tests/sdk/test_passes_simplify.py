@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
-from edgesdk import calibration, graph, passes
+from edgesdk import graph, passes, sampling
 from edgesdk.errors import ModelError
 from edgesdk.graph import Model
 from tests.sdk.small_models import DATA, GRAPHS, assert_same_function, build, chains, node, numbers, operators
@@ -232,7 +232,7 @@ def test_a_recipe_names_what_it_cannot_do() -> None:
 def test_a_second_round_changes_nothing() -> None:
     slim = simplified(graph.load(DATA / "mobilenet_fashion.onnx"))
     assert operators(simplified(slim)) == operators(slim)
-    assert len(list(calibration.generated(slim, 1))) == 1
+    assert len(list(sampling.generated(slim, 1))) == 1
 
 
 def test_a_neutral_first_operand_of_the_only_node_changes_nothing() -> None:

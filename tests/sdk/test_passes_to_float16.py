@@ -5,7 +5,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from edgesdk import calibration, constraints, graph, passes, profiles
+from edgesdk import constraints, graph, passes, profiles, sampling
 from edgesdk.graph import Array, Model
 from edgesdk.passes.to_float16 import beyond_float16
 from tests.sdk.small_models import DATA, answers, assert_same_function, build, chains, node, numbers, operators
@@ -31,7 +31,7 @@ def test_any_graph_stays_valid_and_outside_float32(model: Model) -> None:
     graph.check(half)
     assert graph.inputs(half) == graph.inputs(model)
     assert [(info.name, info.dtype) for info in graph.outputs(half)] == [(info.name, info.dtype) for info in graph.outputs(model)]
-    answers(half, next(iter(calibration.generated(model, 1))))
+    answers(half, next(iter(sampling.generated(model, 1))))
     assert graph.to_bytes(model) == before
 
 

@@ -20,8 +20,8 @@ from edgesdk.convert.exported import DEFAULT_OPSET, Exported, Request, parse_inp
 from edgesdk.errors import ConversionError, ModelError
 
 if TYPE_CHECKING:
-    from edgesdk.calibration import Samples
     from edgesdk.graph import Model
+    from edgesdk.sampling import Samples
 
 CHECKED_SAMPLES = 256  # of the user's, at most
 GENERATED_SAMPLES = 32
@@ -145,9 +145,9 @@ def _load(part: Path, source: str) -> "Model":
 
 def _samples(source: str | None, model: "Model") -> "Samples":
     """Those to check with, their count known."""
-    from edgesdk import calibration
+    from edgesdk import sampling
 
     if source is None:
-        return calibration.generated(model, GENERATED_SAMPLES)
-    given = calibration.load(source, model)
-    return calibration.of(islice(given, CHECKED_SAMPLES), model, source=given.source)
+        return sampling.generated(model, GENERATED_SAMPLES)
+    given = sampling.load(source, model)
+    return sampling.of(islice(given, CHECKED_SAMPLES), model, source=given.source)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from edgesdk import graph
-from edgesdk.calibration import Samples
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
 from edgesdk.passes.fix_shapes import fix_shapes
@@ -26,6 +25,7 @@ from edgesdk.passes.recognise_hard_swish import recognise_hard_swish
 from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.passes.to_float16 import to_float16
+from edgesdk.sampling import Samples
 
 __all__ = [
     "NEEDS_SAMPLES",

@@ -14,12 +14,13 @@ import numpy as np
 import onnx_ir
 
 from edgesdk import calibration, graph
-from edgesdk.calibration import Progress, Range, Samples
+from edgesdk.calibration import Progress, Range
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
 from edgesdk.passes._fixed_point import fixed_point, fixed_point_weight
 from edgesdk.passes._grids import MOVING, Grid, Grids, Site, axis_of
 from edgesdk.passes.remove_unused import remove_unused
+from edgesdk.sampling import Samples
 
 FIRST_OPSET = 13  # DequantizeLinear by channel
 _TINY = float(np.finfo(np.float32).tiny)
