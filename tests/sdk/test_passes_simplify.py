@@ -121,6 +121,84 @@ def test_a_constant_that_differs_by_place_stays() -> None:
     assert operators(passes.fold_affine(model)) == {"Conv": 1, "Mul": 1}
 
 
+@pytest.mark.parametrize("pads", [0, 1])
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_constant_before_a_convolution_goes_into_it_the_summand_only_without_padding(pads: int, group: int) -> None:
+    model = build(
+        [node("Mul", ["x", "k"], ["m"]), node("Add", ["m", "d"], ["a"]), node("Conv", ["a", "w", "b"], ["y"], pads=[pads] * 4, group=group)],
+        inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(6, 4 // group, 3, 3), "b": numbers(6), "k": scalar(0.3), "d": scalar(-0.7)},
+    )  # fmt: skip
+    folded = passes.fold_affine(model)
+    assert operators(folded) == ({"Add": 1, "Conv": 1} if pads else {"Conv": 1})
+    assert_same_function(model, folded)
+
+
+def test_one_factor_a_channel_before_a_padded_convolution_stays_with_its_summand() -> None:
+    model = build(
+        [node("Mul", ["x", "k"], ["m"]), node("Add", ["m", "d"], ["a"]), node("Conv", ["a", "w"], ["y"], pads=[1] * 4)],
+        inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(6, 4, 3, 3), "k": numbers(4, 1, 1), "d": numbers(4, 1, 1, seed=1)},
+    )  # fmt: skip
+    assert operators(passes.fold_affine(model)) == {"Add": 1, "Conv": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_gemm_takes_what_comes_before_it(transposed: int) -> None:
+    weights = {"w": numbers(5, 3) if transposed else numbers(3, 5), "c": numbers(1, 5), "k": numbers(3), "d": numbers(1, 3, seed=1)}
+    nodes = [node("Mul", ["k", "x"], ["m"]), node("Sub", ["d", "m"], ["a"]), node("Gemm", ["a", "w", "c"], ["y"], alpha=0.5, beta=2.0, transB=transposed)]
+    model = build(nodes, inputs={"x": ("n", 3)}, outputs={"y": (None, 5)}, weights=weights)
+    folded = passes.fold_affine(model)
+    assert operators(folded) == {"Gemm": 1}
+    assert_same_function(model, folded)
+
+
+@pytest.mark.parametrize(("kernel", "taken"), [(1, True), (2, False)])
+def test_a_transposed_convolution_takes_a_summand_only_where_each_answer_sees_all_weights(kernel: int, taken: bool) -> None:
+    model = build(
+        [node("Add", ["x", "d"], ["a"]), node("ConvTranspose", ["a", "w"], ["y"], strides=[kernel] * 2, group=2)],
+        inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 3, kernel, kernel), "d": numbers(4, 1, 1)},
+    )  # fmt: skip
+    folded = passes.fold_affine(model)
+    assert ("Add" not in operators(folded)) == taken
+    assert_same_function(model, folded)
+
+
+def test_a_chain_goes_back_past_relu_and_pooling_if_its_factor_is_positive() -> None:
+    def chain(factor: float) -> Model:
+        nodes = [
+            node("Conv", ["x", "w"], ["c"]),
+            node("Relu", ["c"], ["r"]),
+            node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2]),
+            node("Mul", ["p", "k"], ["y"]),
+        ]
+        return build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "k": scalar(factor)})
+
+    for factor in (0.5, -0.5):
+        folded = passes.fold_affine(chain(factor))
+        assert ("Mul" not in operators(folded)) == (factor > 0)
+        assert_same_function(chain(factor), folded)
+
+
+def test_a_chain_between_pooling_and_what_it_cannot_go_into_becomes_short_and_moves_past_the_pooling() -> None:
+    nodes = [
+        node("Sigmoid", ["x"], ["s"]), node("Div", ["s", "k"], ["d"]), node("Add", ["d", "k"], ["a"]), node("Sub", ["c", "a"], ["u"]),
+        node("Mul", ["u", "c"], ["m"]), node("AveragePool", ["m"], ["p"], kernel_shape=[2, 2], strides=[2, 2]), node("Sigmoid", ["p"], ["y"]),
+    ]  # fmt: skip
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"k": scalar(0.7), "c": scalar(3)})
+    folded = passes.fold_affine(model)
+    assert [each.op_type for each in folded.graph] == ["Sigmoid", "AveragePool", "Mul", "Add", "Sigmoid"]
+    assert_same_function(model, folded)
+
+
+def test_what_stays_between_convolutions_becomes_a_depthwise_one() -> None:
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("HardSwish", ["c"], ["h"]), node("Mul", ["h", "k"], ["m"]), node("Add", ["m", "d"], ["a"]),
+             node("Conv", ["a", "v"], ["y"], pads=[1] * 4)]  # fmt: skip
+    weights = {"w": numbers(8, 4, 1, 1), "v": numbers(4, 8, 3, 3), "k": numbers(8, 1, 1), "d": scalar(0.5)}
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights=weights)
+    made = passes.affine_to_conv(model)
+    assert operators(made) == {"Conv": 3, "HardSwish": 1}
+    assert_same_function(model, made)
+
+
 def test_hard_swish_needs_its_own_numbers() -> None:
     def swish(shift: float, top: float, divisor: float) -> Model:
         nodes = [node("Add", ["x", "s"], ["a"]), node("Clip", ["a", "o", "t"], ["c"]), node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "d"], ["y"])]

@@ -13,6 +13,7 @@ from typing import Any
 from edgesdk import graph
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
+from edgesdk.passes.affine_to_conv import affine_to_conv
 from edgesdk.passes.fix_shapes import fix_shapes
 from edgesdk.passes.fold_affine import fold_affine
 from edgesdk.passes.fold_batch_norm import fold_batch_norm
@@ -32,6 +33,7 @@ __all__ = [
     "PASSES",
     "SIMPLIFY",
     "Step",
+    "affine_to_conv",
     "apply",
     "fix_shapes",
     "fold_affine",
@@ -57,6 +59,7 @@ PASSES: dict[str, Callable[..., Model]] = {
     "remove_identities": remove_identities,
     "fold_batch_norm": fold_batch_norm,
     "fold_affine": fold_affine,
+    "affine_to_conv": affine_to_conv,
     "recognise_hard_swish": recognise_hard_swish,
     "merge_duplicates": merge_duplicates,
     "remove_unused": remove_unused,
@@ -72,9 +75,10 @@ SIMPLIFY = (
     "lift_constants",
     "fold_constants",
     "remove_identities",
+    "recognise_hard_swish",
     "fold_batch_norm",
     "fold_affine",
-    "recognise_hard_swish",
+    "affine_to_conv",
     "merge_duplicates",
     "remove_unused",
 )
