@@ -9,7 +9,7 @@ ifdef CI
 TORCH ?= 1
 endif
 
-.PHONY: demo test unit test-oldest check bench lock clean
+.PHONY: demo test unit test-oldest check suite-data bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
@@ -34,6 +34,9 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/mypy --python-version 3.10 device_agent/edge_agent # the oldest that mypy 2 knows; ruff holds the agent to 3.9
 	$(BIN)/lint-imports
+
+suite-data: $(READY) # the models and data of tests/suite that are not in the repository: 115 MB out of pinned packages
+	$(BIN)/python -m tests.suite.fetch
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
