@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnx_ir
 
-from edgesdk import graph, positions
+from edgesdk import graph, positions, saturation
 from edgesdk.graph import Array, Model
 from edgesdk.profiles import Profile
 
@@ -132,7 +132,6 @@ def _activations(model: Model, profile: Profile) -> Iterator[Violation]:
 
 def _weights(model: Model, profile: Profile) -> Iterator[Violation]:
     wanted = profile.quantization
-    greatest = 64 if wanted.reduce_range else 127
     for each, user in _constants(model, place=1):
         name = each.name
         if each.integers is None or each.zero_point.dtype != np.int8:
@@ -140,10 +139,11 @@ def _weights(model: Model, profile: Profile) -> Iterator[Violation]:
             continue
         if each.zero_point.any():
             yield Violation(name, "weight zero point", _told(each.zero_point), "0", "weights are symmetric")
-        if (least := int(each.integers.min(initial=0))) < -greatest or int(each.integers.max(initial=0)) > greatest:
-            yield Violation(
-                name, "weight range", f"{least} … {each.integers.max()}", f"-{greatest} … {greatest}", "quantize with this profile's `reduce_range`"
-            )
+        if int(each.integers.min(initial=0)) < -127:
+            yield Violation(name, "weight range", "-128", "-127 … 127", "weights are symmetric")
+        if wanted.reduce_range and saturation.possible(each.integers, _output_axis(user, each.integers.ndim)):
+            found = "two weights of a channel that come to more than 128"
+            yield Violation(name, "saturation", found, "16-bit sums that hold", "quantize with this profile's `reduce_range`")
         if each.scale.ndim and not wanted.per_channel:
             yield Violation(name, "weight scale", f"{each.scale.size} scales", "one for the tensor", "quantize with `per_channel = false`")
         if each.scale.ndim and each.axis % each.integers.ndim != _output_axis(user, each.integers.ndim):

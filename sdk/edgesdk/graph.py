@@ -225,13 +225,15 @@ def _keep_old_resizing(raised: Model) -> None:
             node.attributes[name] = onnx_ir.AttrString(name, value)
 
 
-def session(model: Model, *, optimize: bool = True, threads: int = 1) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on this machine's CPU. Raises ModelError if onnxruntime does not load the model."""
+def session(model: Model, *, optimize: bool = True, threads: int = 1, profile: Path | None = None) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on this machine's CPU, its kernels' times written to files that begin so. Raises ModelError if it does not load the model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # nothing is timed here, and others want the cores
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with _translated("onnxruntime does not load the model"):

@@ -50,7 +50,7 @@ def test_a_model_quantized_for_a_profile_obeys_it(name: str) -> None:
     ("name", "settings", "broken"),
     [
         ("x86-cpu", {"activations": "int8"}, {"activation type"}),
-        ("x86-cpu", {"reduce_range": False}, {"weight range"}),
+        ("x86-cpu", {"reduce_range": False}, {"saturation"}),
         ("x86-cpu", {"bias": "float32"}, {"bias type"}),
         ("jetson-orin", {"symmetric": False}, {"activation zero point"}),
         ("jetson-orin", {"bias": "int32"}, {"bias type"}),

@@ -6,7 +6,8 @@ import onnx_ir
 from edgesdk import positions
 from edgesdk.calibration import HISTOGRAM_BINS, Range
 from edgesdk.graph import Array, Model
-from edgesdk.passes._grids import MOVING, Grid, Grids, Site
+from edgesdk.passes._grids import Grid, Grids
+from edgesdk.passes._sites import MOVING, Site
 
 _ALIKE = MOVING | {"Concat", "Pad", "Resize"}  # the DPU reads and writes these at one position
 _SIGMOIDS = {"Sigmoid", "HardSigmoid"}

@@ -1,0 +1,78 @@
+"""What a model's parts cost: the shapes of one run, multiply-accumulates, and the time that each kernel takes here.
+
+of_run = shapes(model, feeds)
+macs(model, of_run)["conv_3"]            # 14745600
+kernel_ms(model, feeds, threads=1)       # {"conv_3": 0.41, ...}, onnxruntime's own profile
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+
+from edgesdk import graph
+from edgesdk.graph import Feeds, Model
+
+_KERNEL = "_kernel_time"
+PROFILED_RUNS = 12
+
+
+def shapes(model: Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor outside subgraphs when the model runs on these feeds. Raises ModelError."""
+    asking = graph.clone(model)
+    inner = asking.graph
+    asked: dict[str, onnx_ir.Value] = {}
+    for value in (*inner.inputs, *(value for node in list(inner) for value in node.outputs if value.name)):
+        if isinstance(value.type, onnx_ir.SequenceType | onnx_ir.OptionalType):
+            continue
+        node = onnx_ir.node("Shape", [value])
+        node.outputs[0].name = graph.fresh(inner, f"{value.name}_shape")
+        node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64)
+        node.outputs[0].shape = onnx_ir.Shape([None])
+        inner.append(node)
+        asked[str(value.name)] = node.outputs[0]
+    inner.outputs.clear()
+    inner.outputs.extend(asked.values())
+    answers = graph.run(graph.session(asking, optimize=False), feeds)
+    return {name: tuple(int(length) for length in answers[str(value.name)]) for name, value in asked.items()}
+
+
+def macs(model: Model, of_run: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """Multiply-accumulates of each Conv, ConvTranspose, Gemm and MatMul, by node name, given the shapes of a run."""
+    return {str(node.name): _macs(node, of_run) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not node.domain}
+
+
+def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str, float]:
+    """The median time of each kernel that onnxruntime runs on this machine's CPU, by the name that it gives its node, in ms.
+
+    A kernel into which several operators were fused bears the name of one of them, or one of onnxruntime's own.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
+        session = graph.session(model, threads=threads, profile=Path(folder, "profile"))
+        for run in range(PROFILED_RUNS):
+            graph.run(session, feeds[run % len(feeds)])
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+    times: dict[str, list[int]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
+            times.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"])
+    return {name: float(np.median(each)) / 1000 for name, each in times.items()}
+
+
+def _macs(node: onnx_ir.Node, of_run: Mapping[str, tuple[int, ...]]) -> int:
+    given, weight, made = (of_run.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    constant = graph.constant(node.inputs[1])
+    weight = constant.shape if constant is not None else weight
+    if not weight or not made:
+        return 0
+    if node.op_type == "Conv":
+        return prod(made) * prod(weight[1:])
+    if node.op_type == "ConvTranspose":
+        return prod(given) * prod(weight[1:])
+    if node.op_type == "Gemm":
+        return prod(made) * prod(weight) // made[-1]
+    return prod(made) * (given[-1] if given else 0)
