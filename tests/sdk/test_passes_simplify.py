@@ -199,6 +199,47 @@ def test_what_stays_between_convolutions_becomes_a_depthwise_one() -> None:
     assert_same_function(model, made)
 
 
+def test_a_softmax_that_was_raised_from_an_old_opset_is_written_plainly() -> None:
+    nodes = [node("Shape", ["x"], ["s"]), node("Flatten", ["x"], ["f"], axis=3), node("Softmax", ["f"], ["p"], axis=-1), node("Reshape", ["p", "s"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY})
+    known = passes.recognise_softmax(model)
+    assert operators(passes.remove_unused(known)) == {"Softmax": 1}
+    assert_same_function(model, known)
+
+
+def test_a_gated_tensor_added_to_itself_is_gated_once() -> None:
+    nodes = [node("GlobalAveragePool", ["x"], ["g"]), node("Mul", ["g", "x"], ["m"]), node("Add", ["m", "x"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY})
+    factored = passes.factor_sums(model)
+    assert [each.op_type for each in factored.graph] == ["GlobalAveragePool", "Add", "Mul"]
+    assert_same_function(model, factored)
+
+
+@pytest.mark.parametrize(("first", "second", "merged"), [(3, 1, True), (1, 3, False), (1, 1, True), (3, 3, False)])
+def test_two_convolutions_become_one_where_nothing_is_padded_between(first: int, second: int, merged: bool) -> None:
+    weights = {"w": numbers(9, 4, first, first), "b": numbers(9), "v": numbers(4, 9, second, second), "d": numbers(4)}
+    nodes = [node("Conv", ["x", "w", "b"], ["c"], pads=[first // 2] * 4, strides=[1, 1]), node("Conv", ["c", "v", "d"], ["y"], pads=[second // 2] * 4)]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights=weights)
+    made = passes.merge_convolutions(model)
+    assert operators(made) == {"Conv": 1 if merged else 2}
+    assert_same_function(model, made)
+
+
+def test_two_convolutions_that_are_cheaper_apart_stay() -> None:
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Conv", ["c", "v"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(1, 4, 1, 1), "v": numbers(4, 1, 1, 1)})
+    assert operators(passes.merge_convolutions(model)) == {"Conv": 2}
+
+
+def test_odd_channels_between_convolutions_are_filled_up() -> None:
+    nodes = [node("Conv", ["x", "w", "b"], ["c"]), node("HardSigmoid", ["c"], ["h"]), node("Conv", ["h", "v"], ["y"], pads=[1] * 4)]
+    for count, filled in ((12, 16), (18, 20), (20, 20), (3, 3)):
+        model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(count, 4, 1, 1), "b": numbers(count), "v": numbers(4, count, 3, 3)})
+        padded = passes.pad_channels(model)
+        assert graph.constant(padded.graph[0].inputs[1]).shape == (filled, 4, 1, 1)
+        assert_same_function(model, padded)
+
+
 def test_hard_swish_needs_its_own_numbers() -> None:
     def swish(shift: float, top: float, divisor: float) -> Model:
         nodes = [node("Add", ["x", "s"], ["a"]), node("Clip", ["a", "o", "t"], ["c"]), node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "d"], ["y"])]

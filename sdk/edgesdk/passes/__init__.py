@@ -14,15 +14,19 @@ from edgesdk import graph
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
 from edgesdk.passes.affine_to_conv import affine_to_conv
+from edgesdk.passes.factor_sums import factor_sums
 from edgesdk.passes.fix_shapes import fix_shapes
 from edgesdk.passes.fold_affine import fold_affine
 from edgesdk.passes.fold_batch_norm import fold_batch_norm
 from edgesdk.passes.fold_constants import fold_constants
 from edgesdk.passes.lift_constants import lift_constants
+from edgesdk.passes.merge_convolutions import merge_convolutions
 from edgesdk.passes.merge_duplicates import merge_duplicates
+from edgesdk.passes.pad_channels import pad_channels
 from edgesdk.passes.quantize import quantize
 from edgesdk.passes.raise_opset import raise_opset
 from edgesdk.passes.recognise_hard_swish import recognise_hard_swish
+from edgesdk.passes.recognise_softmax import recognise_softmax
 from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.passes.to_float16 import to_float16
@@ -35,15 +39,19 @@ __all__ = [
     "Step",
     "affine_to_conv",
     "apply",
+    "factor_sums",
     "fix_shapes",
     "fold_affine",
     "fold_batch_norm",
     "fold_constants",
     "lift_constants",
+    "merge_convolutions",
     "merge_duplicates",
+    "pad_channels",
     "quantize",
     "raise_opset",
     "recognise_hard_swish",
+    "recognise_softmax",
     "remove_identities",
     "remove_unused",
     "to_float16",
@@ -61,6 +69,10 @@ PASSES: dict[str, Callable[..., Model]] = {
     "fold_affine": fold_affine,
     "affine_to_conv": affine_to_conv,
     "recognise_hard_swish": recognise_hard_swish,
+    "recognise_softmax": recognise_softmax,
+    "pad_channels": pad_channels,
+    "merge_convolutions": merge_convolutions,
+    "factor_sums": factor_sums,
     "merge_duplicates": merge_duplicates,
     "remove_unused": remove_unused,
     "quantize": quantize,
@@ -75,10 +87,14 @@ SIMPLIFY = (
     "lift_constants",
     "fold_constants",
     "remove_identities",
+    "recognise_softmax",
     "recognise_hard_swish",
     "fold_batch_norm",
     "fold_affine",
+    "factor_sums",
+    "merge_convolutions",
     "affine_to_conv",
+    "pad_channels",
     "merge_duplicates",
     "remove_unused",
 )

@@ -79,17 +79,24 @@ def _is_same_shape(node: onnx_ir.Node) -> bool:
 
 
 def _is_neutral(number: float, *, either_side: bool) -> Callable[[onnx_ir.Node], bool]:
-    """Whether the operand is that number. Only scalars: a longer constant may change the shape."""
+    """Whether the operand is that number."""
 
     def neutral(node: onnx_ir.Node) -> bool:
-        if either_side and (first := graph.constant(node.inputs[0])) is not None and first.ndim == 0 and first == number:
+        if either_side and _is_number(node.inputs[0], number, beside=node.inputs[1]):
             for place, value in enumerate((node.inputs[1], node.inputs[0])):  # both operators commute; the node may have to stay
                 node.replace_input_with(place, value)
             return node.inputs[0] is not None
-        operand = graph.constant(node.inputs[1])
-        return operand is not None and operand.ndim == 0 and bool(operand == number)
+        return _is_number(node.inputs[1], number, beside=node.inputs[0])
 
     return neutral
+
+
+def _is_number(value: onnx_ir.Value | None, number: float, *, beside: onnx_ir.Value | None) -> bool:
+    """Whether it is that number alone, without more dimensions than the tensor beside it: it would add them."""
+    array = graph.constant(value)
+    if array is None or array.size != 1 or array.reshape(()) != number:
+        return False
+    return array.ndim == 0 or (beside is not None and beside.shape is not None and len(beside.shape) >= array.ndim)
 
 
 def _has_one_input(node: onnx_ir.Node) -> bool:
