@@ -52,8 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     verb("start", "start the agent and wait until it answers", lambda v, home, _: v.start(home))
     verb("stop", "end the agent", lambda v, home, _: v.stop(home))
     verb("status", "what runs, and from which bundle", lambda v, home, _: v.get(home, "/edge/status"))
-    verb("missing", "which blobs have to be sent; a list of digests on standard input", lambda v, home, _: v.missing(home))
-    put = verb("put", "receive a blob from standard input", lambda v, home, a: v.put(home, a.digest, a.size, a.offset))
+    missing = verb("missing", "which blobs have to be sent; a list of digests on standard input", lambda v, home, a: v.missing(home, a.race))
+    put = verb("put", "receive a blob from standard input", lambda v, home, a: v.put(home, a.digest, a.size, a.offset, a.race))
+    for one in (missing, put):
+        one.add_argument("--race", metavar="SESSION", help="for a race, not for the store")
     put.add_argument("digest")
     put.add_argument("size", type=int)
     put.add_argument("--offset", type=int, default=0, help="how many bytes are here already")
@@ -65,7 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     activate.add_argument("digest")
     activate.add_argument("--as-profile", action="store_true", help="try another device's profile here: a missing provider is no reason to refuse")
     activate.add_argument("--allow-slow", action="store_true", help="take it although it misses its latency budget")
-    verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id)).add_argument("id")
+    job = verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id, a.wait))
+    job.add_argument("id")
+    job.add_argument("--wait", type=_count, default=0, metavar="SECONDS", help="answer when it has ended, or after so long")
+    race = verb("race", "time two models against each other; what, as JSON on standard input", lambda v, home, a: v.race(home, a.session, end=a.end))
+    race.add_argument("session")
+    race.add_argument("--end", action="store_true", help="remove what the session left")
     verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name)).add_argument("name")
     verb("remove", "forget a model", lambda v, home, a: v.remove(home, a.name)).add_argument("name")
     verb("report", "latency and counts", lambda v, home, a: v.report(home, a.name)).add_argument("name", nargs="?")
@@ -85,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
     worker = verb("worker", None, lambda v, home, a: v.worker(home, a.name, a.folder, a.descriptor))
     worker.add_argument("name")
-    for child in (worker, verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))):
+    trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
+    racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
+    for child in (worker, trial, racer):
         child.add_argument("folder", type=Path)
         child.add_argument("descriptor", type=int)
     return parser

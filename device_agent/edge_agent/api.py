@@ -15,12 +15,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
+from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bundle import BundleError, Descriptor
 from edge_agent.child import WorkerUnavailable
 from edge_agent.deployments import Busy, UnknownJob
 from edge_agent.models import UnknownModel
+from edge_agent.races import UnknownRace
 from edge_agent.server import HttpError, Request, Response, error_response, json_response
-from edge_agent.store import DiskFull, StoreError
 
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 _EXTENSIONS = ["binary_tensor_data"]
 _MAX_COMMAND_BYTES = 4 << 20
 _MAX_BLOB_BYTES = 64 << 30
+_LONGEST_WAIT_S = 30
 _NAME = "([a-z0-9][a-z0-9._-]{0,62})"
+_RACE = "(?:/races/([0-9a-f]{16}))?"
 _VERSION = "(?:/versions/([A-Za-z0-9._-]{1,64}))?"
 
 Handler = Callable[["Agent", Request, "tuple[str, ...]"], Response]
@@ -38,7 +41,7 @@ def respond(agent: Agent, request: Request) -> Response:
     """Find the handler, and translate what the agent raises into a status."""
     try:
         return _handler(request)(agent, request)
-    except (UnknownModel, UnknownJob) as error:
+    except (UnknownModel, UnknownJob, UnknownRace) as error:
         return error_response(404, str(error), error.hint)
     except WorkerUnavailable as error:
         return error_response(503, str(error), error.hint)
@@ -128,22 +131,32 @@ def _status(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Respon
     return json_response(agent.status())
 
 
-def _missing(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
-    entries = _document(request).get("digests")
+def _missing(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    entries, race = _document(request).get("digests"), groups[0]
     try:
         wanted = [Descriptor(str(entry["digest"]), int(entry["size"])) for entry in entries or []]
     except (KeyError, TypeError, ValueError) as error:
         raise HttpError(400, "`digests` is a list of objects with digest and size") from error
-    return json_response({"missing": [{"digest": blob.digest, "offset": blob.offset} for blob in agent.store.missing(wanted)]})
+    found = agent.races.missing(race, wanted) if race else agent.store.missing(wanted)
+    return json_response({"missing": [{"digest": blob.digest, "offset": blob.offset} for blob in found]})
 
 
 def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    race, digest = groups[0], f"sha256:{groups[1]}"
     size, offset = _number(request, "size"), _number(request, "offset")
     if not 0 <= offset <= size <= _MAX_BLOB_BYTES or request.size != size - offset:
         raise HttpError(400, f"{request.size} bytes do not lead from offset {offset} to size {size}", close=True)
-    digest = f"sha256:{groups[0]}"
-    agent.store.receive(digest, size, offset, request.chunks())
+    blobs = agent.races.blobs(race) if race else agent.store
+    blobs.receive(digest, size, offset, request.chunks())
     return json_response({"digest": digest, "size": size})
+
+
+def _race(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"job": agent.races.start(groups[0], _document(request)).identity}, 202)
+
+
+def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"freed_bytes": agent.races.end(groups[0])})
 
 
 def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
@@ -152,8 +165,10 @@ def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Respo
     return json_response({"job": job.identity}, 202)
 
 
-def _job(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    return json_response(agent.deployments.job(groups[0]).to_dict())
+def _job(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    job = agent.deployments.job(groups[0])
+    job.ended.wait(min(_number(request, "wait"), _LONGEST_WAIT_S))
+    return json_response(job.to_dict())
 
 
 def _rollback(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
@@ -229,8 +244,10 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("GET", "/v2/?", _server),
         ("GET", "/edge/alive", _alive),
         ("GET", "/edge/status", _status),
-        ("POST", "/edge/missing", _missing),
-        ("PUT", "/edge/blobs/([0-9a-f]{64})", _put),
+        ("POST", f"/edge{_RACE}/missing", _missing),
+        ("PUT", f"/edge{_RACE}/blobs/([0-9a-f]{{64}})", _put),
+        ("POST", "/edge/races/([0-9a-f]{16})", _race),
+        ("DELETE", "/edge/races/([0-9a-f]{16})", _end_race),
         ("POST", "/edge/activate", _activate),
         ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
         ("POST", f"/edge/models/{_NAME}/rollback", _rollback),

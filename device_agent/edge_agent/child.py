@@ -1,4 +1,4 @@
-"""The supervisor's side of its children: a worker kept alive, a trial driven step by step.
+"""The supervisor's side of its children: a worker kept alive, a trial or a race driven step by step.
 
     worker = Worker("ocr", folder, home, check=..., died=...)
     worker.start()
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import frames
+from edge_agent.blobs import Damaged, StoreError
 from edge_agent.home import child
-from edge_agent.store import Damaged, StoreError
 
 _QUEUE_S = 30  # a request that has waited so long for its turn is refused
 _ANSWER_S = 120  # a worker that takes longer hangs, and is killed
@@ -48,6 +48,10 @@ class ChildFailed(Exception):
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.hint = hint
+
+
+class ChildDied(ChildFailed):
+    """It was killed by a signal, ended by itself, or took too long."""
 
 
 class Worker:
@@ -221,14 +225,17 @@ class Worker:
                 self._process.kill()
 
 
-class Trial:
-    """The trial child. Use as a context manager: it ends with it."""
+class Child:
+    """A child that is driven step by step: a trial, a race. Use as a context manager: it ends with it.
 
-    def __init__(self, name: str, folder: Path, home: Path) -> None:
-        self._name = name
-        self._process, self._socket = spawn("trial", str(folder), home=home)
+    ``what`` it is in a sentence: "the trial of ocr".
+    """
 
-    def __enter__(self) -> Trial:
+    def __init__(self, verb: str, folder: Path, home: Path, *, what: str) -> None:
+        self._what = what
+        self._process, self._socket = spawn(verb, str(folder), home=home)
+
+    def __enter__(self) -> Child:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -243,7 +250,7 @@ class Trial:
         self._process.kill()
 
     def ask(self, question: dict[str, Any], *, timeout_s: float, stage: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-        """Put one question; ``stage`` hears what the child says on the way. Raises ChildFailed: refused, too slow, or killed by a signal."""
+        """Put one question; ``stage`` hears what the child says on the way. Raises ChildFailed where it refuses, ChildDied where it gives no answer."""
         self._socket.settimeout(timeout_s)
         try:
             frames.send(self._socket, question)
@@ -252,12 +259,10 @@ class Trial:
                 stage(head["stage"])
                 head, _ = frames.receive(self._socket)
         except socket.timeout as error:
-            raise ChildFailed(f"the trial of {self._name} did not end within {timeout_s:g} s", "see `edge-agent logs`") from error
+            raise ChildDied(f"{self._what} did not end within {timeout_s:g} s", "see `edge-agent logs`") from error
         except (OSError, EOFError, ValueError) as error:
             end(self._process)
-            raise ChildFailed(
-                f"the trial of {self._name} {ended(self._process.returncode)}", "see `edge-agent logs`; does the model run on the host?"
-            ) from error
+            raise ChildDied(f"{self._what} {ended(self._process.returncode)}", "see `edge-agent logs`; does the model run on the host?") from error
         if "error" in head:
             raise ChildFailed(head["error"]["message"], head["error"]["hint"])
         result: dict[str, Any] = head["result"]

@@ -3,6 +3,7 @@
     deployments = Deployments(home, store, models, journal)
     job = deployments.activate("sha256:…")
     deployments.job(job.identity).to_dict()
+    deployments.in_turn("race", work)          # changes nothing of what is active, and never runs beside what does
 
 At every moment the model of that name answers with the old bundle or with the new one. Whatever fails, what was active stays
 active; if the first live answer after the swap is wrong, it is swapped back.
@@ -19,14 +20,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError, check_digest, check_name
-from edge_agent.child import ChildFailed, Trial
+from edge_agent.child import Child, ChildFailed
 from edge_agent.journal import Journal
 from edge_agent.models import Active, Models, UnknownModel
-from edge_agent.store import Deployment, Store, StoreError, write_atomically
+from edge_agent.store import Deployment, Store, write_atomically
 
 _TRIAL_S = 1800  # an engine build takes ten minutes
 _ASK_S = 120
+_TURN_S = 600  # a job that changes nothing waits so long for those that do
 _JOBS_KEPT = 100
 
 
@@ -56,6 +59,7 @@ class Job:
         self.state, self.stage = "running", "verify"
         self.result: dict[str, Any] | None = None
         self.error: dict[str, str] | None = None
+        self.ended = threading.Event()
 
     def to_dict(self) -> dict[str, Any]:
         return {"id": self.identity, "state": self.state, "stage": self.stage, "result": self.result, "error": self.error}
@@ -69,7 +73,7 @@ class Deployments:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._holder: Job | None = None
-        self._trial: Trial | None = None
+        self._child: Child | None = None
         self._closed = False
 
     def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False) -> Job:
@@ -103,6 +107,30 @@ class Deployments:
                 raise UnknownJob(identity)
             return self._jobs[identity]
 
+    def in_turn(self, what: str, work: Callable[[Job], dict[str, Any]]) -> Job:
+        """Start work that waits until nothing else is under way: it would disturb a trial's measurement, and be disturbed by it."""
+        job = Job(what)
+        job.stage = "wait"
+        with self._lock:
+            self._remember(job)
+        threading.Thread(target=self._run, args=(job, lambda job: self._when_free(job, work)), name=what, daemon=True).start()
+        return job
+
+    @contextlib.contextmanager
+    def driving(self, child: Child) -> Iterator[Child]:
+        """The child of the job under way: it ends when the agent does. Raises ChildFailed if that is already ending."""
+        with child:
+            with self._lock:
+                self._child = child
+                closed = self._closed
+            try:
+                if closed:
+                    raise ChildFailed("the agent is stopping", "try again when it runs")
+                yield child
+            finally:
+                with self._lock:
+                    self._child = None
+
     def recover(self, name: str, damage: StoreError) -> None:
         """The active bundle's files are damaged: what ran before answers again. Runs in a thread of its own."""
         threading.Thread(target=self._recover, args=(name, damage), name=f"recover {name}", daemon=True).start()
@@ -111,9 +139,9 @@ class Deployments:
         """Cancel what is under way: what was active stays so."""
         with self._lock:
             self._closed = True
-            trial = self._trial
-        if trial is not None:
-            trial.cancel()
+            child = self._child
+        if child is not None:
+            child.cancel()
 
     # jobs
 
@@ -123,9 +151,7 @@ class Deployments:
                 return self._holder
             job = Job(what)
             self._take(job)
-            self._jobs[job.identity] = job
-            while len(self._jobs) > _JOBS_KEPT:
-                del self._jobs[next(iter(self._jobs))]
+            self._remember(job)
         threading.Thread(target=self._run, args=(job, work), name=what, daemon=True).start()
         return job
 
@@ -134,25 +160,46 @@ class Deployments:
         result = None
         try:
             result = work(job)
-        except (StoreError, BundleError, ChildFailed, UnknownModel) as failure:
+        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy) as failure:
             error = {"message": str(failure), "hint": failure.hint}
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
         finally:  # a bug of ours goes to the log as a traceback; the job does not hang for it
             with self._lock:
-                self._holder = None
+                if self._holder is job:
+                    self._holder = None
             if result is None:
                 self._journal.append("failed", what=job.what, stage=job.stage, **error)
                 job.error, job.state = error, "failed"
             else:
                 job.result, job.state = result, "done"
+            job.ended.set()
+
+    def _when_free(self, job: Job, work: Callable[[Job], dict[str, Any]]) -> dict[str, Any]:
+        """Raises Busy after _TURN_S. `_run` lets the next one have its turn."""
+        until = time.monotonic() + _TURN_S
+        while True:
+            try:
+                with self._lock:
+                    self._take(job)
+                break
+            except Busy:
+                if self._closed or time.monotonic() > until:
+                    raise
+                time.sleep(0.2)
+        return work(job)
+
+    def _remember(self, job: Job) -> None:
+        self._jobs[job.identity] = job
+        while len(self._jobs) > _JOBS_KEPT:
+            del self._jobs[next(iter(self._jobs))]
 
     def _take(self, job: Job) -> None:
         if self._holder is not None:
             raise Busy(self._holder.what, time.monotonic() - self._holder.begin)
         if self._closed:
             raise Busy("the agent is stopping", 0)
-        self._holder = job
+        self._holder, job.begin = job, time.monotonic()
 
     @contextlib.contextmanager
     def _holding(self, job: Job) -> Iterator[None]:
@@ -245,19 +292,8 @@ class Deployments:
         if before is not None:
             before.worker.stop()
 
-    @contextlib.contextmanager
-    def _trying(self, deployment: Deployment) -> Iterator[Trial]:
-        with Trial(deployment.name, deployment.folder, self._home) as trial:
-            with self._lock:
-                self._trial = trial
-                closed = self._closed
-            try:
-                if closed:
-                    raise ChildFailed("the agent is stopping", "try again when it runs")
-                yield trial
-            finally:
-                with self._lock:
-                    self._trial = None
+    def _trying(self, deployment: Deployment) -> contextlib.AbstractContextManager[Child]:
+        return self.driving(Child("trial", deployment.folder, self._home, what=f"the trial of {deployment.name}"))
 
     def _result(self, deployment: Deployment, outcome: str, answer: dict[str, Any], tried: dict[str, Any] | None) -> dict[str, Any]:
         previous, digest = self._store.previous(deployment.name), None

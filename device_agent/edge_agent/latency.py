@@ -10,10 +10,15 @@ Standard library only: the supervisor counts every request.
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+Feed = TypeVar("Feed")
+
+FEWEST_PAIRS = 20
 
 # 64 buckets an octave, each reported as its middle: off by 1/128 at most.
 _BUCKETS_AN_OCTAVE_BITS = 6
@@ -56,6 +61,36 @@ def measure(run: Callable[[], object], *, runs: int, warmup: int) -> list[int]:
         run()
         times.append(time.perf_counter_ns() - begin)
     return times
+
+
+def pairs(
+    before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, warmup: int, most: int, limit_s: float
+) -> list[tuple[int, int]]:
+    """Nanoseconds of two programs on the same feeds, next to each other, in random order within each pair.
+
+    At least 20 pairs, however long they take; else at most ``most``, and about ``limit_s`` seconds. ``warmup`` runs of each
+    do not count.
+    """
+    for index in range(warmup):
+        before(feeds[index % len(feeds)])
+        after(feeds[index % len(feeds)])
+    shuffled = random.Random(0)
+    times: list[tuple[int, int]] = []
+    end = time.monotonic() + limit_s
+    while len(times) < FEWEST_PAIRS or (len(times) < most and time.monotonic() < end):
+        feed = feeds[len(times) % len(feeds)]
+        if shuffled.random() < 0.5:
+            times.append((_time(before, feed), _time(after, feed)))
+        else:
+            second = _time(after, feed)
+            times.append((_time(before, feed), second))
+    return times
+
+
+def _time(run: Callable[[Feed], object], feed: Feed) -> int:
+    begin = time.perf_counter_ns()
+    run(feed)
+    return time.perf_counter_ns() - begin
 
 
 class Histogram:

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
 from edge_agent.child import Worker, WorkerUnavailable
 from edge_agent.journal import Journal, now
 from edge_agent.latency import Histogram
-from edge_agent.store import Deployment, Store, StoreError, write_atomically
+from edge_agent.store import Deployment, Store, write_atomically
 
 PHASES = ("queue", "input", "run", "output")
 

@@ -21,8 +21,8 @@ FRAME = "edge-agent-reply: "
 
 # What the agent imports of the standard library; Debian's python3-minimal and Yocto lack some.
 _MODULES = (
-    "argparse", "contextlib", "datetime", "fcntl", "functools", "hashlib", "hmac", "http", "importlib", "io", "json", "math", "platform", "re", "secrets",
-    "select", "shutil", "signal", "socket", "struct", "subprocess", "tempfile", "threading", "traceback", "urllib.parse", "zipfile", "zlib",
+    "argparse", "contextlib", "datetime", "fcntl", "functools", "hashlib", "hmac", "http", "importlib", "io", "json", "math", "platform", "random", "re",
+    "secrets", "select", "shutil", "signal", "socket", "struct", "subprocess", "tempfile", "threading", "traceback", "urllib.parse", "zipfile", "zlib",
 )  # fmt: skip
 _MARKS = ("/etc/nv_tegra_release", "/usr/bin/xdputil")
 _IMPORT_S = 60  # onnxruntime takes ten seconds on a slow card
@@ -65,13 +65,18 @@ def facts(home: object = None) -> Dict[str, Any]:
         "writable": _writable(folder),
         "missing_modules": [name for name in _MODULES if not _importable(name)],
         "files": [path for path in _MARKS if os.path.exists(path)],
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None,
-        "temperature_c": _temperature_c(),
         "agent": _agent(folder),
         "user": _user(),
     }
+    known.update(conditions())
     known.update(runtime(folder))
     return known
+
+
+def conditions() -> Dict[str, Any]:
+    """What a speed depends on, besides the device, and may be otherwise a minute later."""
+    governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
+    return {"governor": governor or None, "temperature_c": _temperature_c()}
 
 
 def runtime(home: str) -> Dict[str, Any]:

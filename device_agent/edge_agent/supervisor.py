@@ -27,6 +27,7 @@ from edge_agent.deployments import Deployments
 from edge_agent.home import code_folder, socket_address, socket_path
 from edge_agent.journal import Journal, now, tail
 from edge_agent.models import Models
+from edge_agent.races import Races
 from edge_agent.server import Server
 from edge_agent.store import Store, write_atomically
 
@@ -55,6 +56,7 @@ class Agent:
         self.models = Models(home, self.store, self.journal)
         self.deployments = Deployments(home, self.store, self.models, self.journal)
         self.models.damaged = self.deployments.recover
+        self.races = Races(home, self.deployments)
         self._ended = threading.Event()
         self._tcp: Server | None = None
         self._tcp_lock = threading.Lock()
@@ -64,9 +66,10 @@ class Agent:
         self._ended.set()
 
     def wait(self) -> None:
-        """Until somebody stops it. Meanwhile the counts are saved."""
+        """Until somebody stops it. Meanwhile the counts are saved, and what a host left behind is removed."""
         while not self._ended.wait(SAVE_EVERY_S):
             self.models.save()
+            self.races.sweep()
 
     def status(self) -> dict[str, Any]:
         runtime = self.models.runtime() or self._installed

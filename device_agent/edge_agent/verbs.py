@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import re
 import select
 import subprocess
 import sys
@@ -106,13 +107,13 @@ def get(home: Path, target: str) -> Any:
     return _ask(home, "GET", target)
 
 
-def missing(home: Path) -> Any:
-    return _ask(home, "POST", "/edge/missing", _parsed(b"".join(_standard_input(None))))
+def missing(home: Path, race: str | None) -> Any:
+    return _ask(home, "POST", f"{_place(race)}/missing", _parsed(b"".join(_standard_input(None)), '{"digests": [{"digest": …, "size": …}]}'))
 
 
-def put(home: Path, digest: str, size: int, offset: int) -> Any:
+def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> Any:
     """Bytes go to the agent as they come. What came before a cut is kept there."""
-    target = f"/edge/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&offset={offset}"
+    target = f"{_place(race)}/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&offset={offset}"
     if not 0 <= offset <= size:
         raise Failure(f"the offset {offset} does not lie within {size} bytes", "ask `missing` where to go on")
     start(home)
@@ -127,8 +128,15 @@ def activate(home: Path, digest: str, *, as_profile: bool, allow_slow: bool) -> 
     return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "as_profile": as_profile, "allow_slow": allow_slow})
 
 
-def job(home: Path, identity: str) -> Any:
-    return _ask(home, "GET", f"/edge/jobs/{quote(identity, safe='')}")
+def job(home: Path, identity: str, wait_s: int) -> Any:
+    return _ask(home, "GET", f"/edge/jobs/{quote(identity, safe='')}?wait={wait_s}")
+
+
+def race(home: Path, session: str, *, end: bool) -> Any:
+    """Time two models whose files were put there; `job` tells how it went. With ``end``, remove what the session left."""
+    if end:
+        return _ask(home, "DELETE", _place(session))
+    return _ask(home, "POST", _place(session), _parsed(b"".join(_standard_input(None)), '{"before": …, "after": …, "feeds": …, …}: docs/device.md'))
 
 
 def rollback(home: Path, name: str) -> Any:
@@ -236,6 +244,14 @@ def trial(home: Path, folder: Path, descriptor: int) -> None:
     sys.exit(trials.serve(folder, home, descriptor))
 
 
+def racer(home: Path, folder: Path, descriptor: int) -> None:
+    """Likewise."""
+    homes.use_runtime(home)
+    from edge_agent import race as races
+
+    sys.exit(races.serve(folder, descriptor))
+
+
 # asking the agent
 
 
@@ -308,11 +324,20 @@ def _standard_input(size: int | None) -> Iterator[bytes]:
         raise Failure(f"standard input has more than {_MAX_INPUT_BYTES} bytes", "send fewer or smaller samples")
 
 
-def _parsed(raw: bytes) -> Any:
+def _parsed(raw: bytes, expected: str) -> Any:
     try:
         return json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise Failure("standard input is no JSON", 'it is {"digests": [{"digest": …, "size": …}]}') from error
+        raise Failure("standard input is no JSON", f"it is {expected}") from error
+
+
+def _place(race: str | None) -> str:
+    """Where files go: into the store, or to a race."""
+    if race is None:
+        return "/edge"
+    if not re.fullmatch("[0-9a-f]{16}", race):
+        raise Failure(f"{race[:40]!r} names no race", "it is sixteen hexadecimal digits")
+    return f"/edge/races/{race}"
 
 
 def _name(name: str) -> str:

@@ -6,14 +6,13 @@ Alone, a latency on a shared machine means little; the ratio of two runs next to
 random order within each pair, and what is told is the median of the pairs' ratios with its interval.
 """
 
-import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+
+from edge_agent.latency import pairs
 
 Feed = TypeVar("Feed")
 
@@ -44,33 +43,16 @@ def compare(
     before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, warmup: int = 5, most: int = 200, limit_s: float = 6
 ) -> Paired:
     """Time both on the same feeds, at least 20 pairs, at most ``most``, and about ``limit_s`` seconds."""
-    for index in range(warmup):
-        before(feeds[index % len(feeds)])
-        after(feeds[index % len(feeds)])
-    shuffled = random.Random(0)
-    times: list[tuple[int, int]] = []
-    end = time.monotonic() + limit_s
-    while len(times) < 20 or (len(times) < most and time.monotonic() < end):
-        feed = feeds[len(times) % len(feeds)]
-        if shuffled.random() < 0.5:
-            times.append((_time(before, feed), _time(after, feed)))
-        else:
-            second = _time(after, feed)
-            times.append((_time(before, feed), second))
-    return _summary(np.array(times, float), warmup)
+    return summary(pairs(before, after, feeds, warmup=warmup, most=most, limit_s=limit_s), warmup)
 
 
-def _time(run: Callable[[Feed], object], feed: Feed) -> int:
-    begin = time.perf_counter_ns()
-    run(feed)
-    return time.perf_counter_ns() - begin
-
-
-def _summary(times: NDArray[np.float64], warmup: int) -> Paired:
-    ratios = times[:, 0] / times[:, 1]
+def summary(times: Sequence[tuple[int, int]], warmup: int) -> Paired:
+    """Of raw pairs: nanoseconds before and after."""
+    found = np.array(times, float)
+    ratios = found[:, 0] / found[:, 1]
     draws = np.random.default_rng(0).integers(0, len(ratios), (2000, len(ratios)))
     low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    before_ms, after_ms = np.median(times, axis=0) / 1e6
+    before_ms, after_ms = np.median(found, axis=0) / 1e6
     return Paired(
         before_ms=float(before_ms),
         after_ms=float(after_ms),

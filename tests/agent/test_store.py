@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from toys import linear, make
 
+from edge_agent.blobs import Damaged, DiskFull, StoreError
 from edge_agent.bundle import Description, Descriptor, Layout, Manifest, digest_of
 from edge_agent.journal import Journal, tail
-from edge_agent.store import Damaged, DiskFull, Store, StoreError, write_atomically
+from edge_agent.store import Store, write_atomically
 
 DATA = bytes(range(256)) * 100
 DIGEST = digest_of(DATA)

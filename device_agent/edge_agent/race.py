@@ -1,0 +1,114 @@
+"""The race child: opens two models in a process of its own and times them against each other.
+
+The supervisor drives it over an inherited socket: first the question what to open, then for how long to run. If a model crashes
+the runtime, only this process dies; the stage that it had told is the model to blame.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Dict
+
+from edge_agent import externals, frames, golden, latency, probe, worker
+from edge_agent.bundle import BundleError
+from edge_agent.protocol import ProtocolError
+from edge_agent.worker import Array, ProviderMissing, Session, SessionError
+
+_WARMUP = 5
+_MOST_PAIRS = 200
+_MEMBER = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
+
+Feeds = Dict[str, Array]
+
+
+class ModelFailed(Exception):
+    """One of the two does not run here: ``model`` is `before` or `after`."""
+
+    def __init__(self, model: str, cause: SessionError | BundleError | ProtocolError) -> None:
+        super().__init__(str(cause))
+        self.model, self.hint = model, getattr(cause, "hint", "")
+
+
+def serve(folder: Path, descriptor: int) -> int:
+    """Answer the supervisor's two questions, and end when it closes its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with socket.socket(fileno=descriptor) as sock:
+        try:
+            question, _ = frames.receive(sock)
+            before, after, feeds = opened(sock, folder, **question["arguments"])
+            frames.send(sock, {"result": {}})
+            question, _ = frames.receive(sock)
+            frames.send(sock, {"result": race(before, after, feeds, **question["arguments"])})
+            frames.receive(sock)
+        except ModelFailed as failed:
+            frames.send(sock, {"result": {"failed": {"model": failed.model, "message": str(failed), "hint": failed.hint}}})
+        except (ProviderMissing, BundleError) as error:
+            frames.send(sock, {"error": {"message": str(error), "hint": error.hint}})
+        except (EOFError, OSError):
+            return 0
+    return 0
+
+
+def opened(
+    sock: socket.socket, folder: Path, *, before: str, after: str, feeds: str, inputs: Sequence[str], profile: Mapping[str, Any]
+) -> tuple[Session, Session, list[Feeds]]:
+    """Both models and what to ask them, each asked once. Raises ModelFailed; ProviderMissing or BundleError where no model is to blame."""
+    questions = read_feeds((folder / feeds).read_bytes(), inputs)
+    sessions = []
+    for model, where in (("before", before), ("after", after)):
+        frames.send(sock, {"stage": model})
+        try:
+            externals.check((folder / where / "model.onnx").read_bytes())
+            session = worker.open_session(folder / where, profile)
+            for question in questions:
+                worker.conform(question, session.inputs)
+            session.run(questions[0])
+        except ProviderMissing:
+            raise
+        except (SessionError, BundleError, ProtocolError) as error:
+            raise ModelFailed(model, error) from error
+        sessions.append(session)
+    return sessions[0], sessions[1], questions
+
+
+def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float) -> dict[str, Any]:
+    """Raw pairs in nanoseconds, and on what they were run. Raises ModelFailed."""
+    import onnxruntime
+
+    times = latency.pairs(_runner("before", before), _runner("after", after), feeds, warmup=_WARMUP, most=_MOST_PAIRS, limit_s=limit_s)
+    return {
+        "pairs_ns": times,
+        "warmup": _WARMUP,
+        "before": {"provider": before.providers[0], "nodes": before.nodes},
+        "after": {"provider": after.providers[0], "nodes": after.nodes},
+        "threads": before.threads,
+        "onnxruntime": onnxruntime.__version__,
+        **probe.conditions(),
+    }
+
+
+def read_feeds(data: bytes, inputs: Sequence[str]) -> list[Feeds]:
+    """Of an .npz with members `0.0`, `0.1`: feed and input, by their places. Raises BundleError."""
+    found: dict[int, Feeds] = {}
+    for member, array in golden.read_arrays(data, "what the models are asked").items():
+        parts = _MEMBER.fullmatch(member)
+        if not parts or int(parts[2]) >= len(inputs):
+            raise BundleError(f"what the models are asked has a member {member[:40]!r} that belongs to no input")
+        found.setdefault(int(parts[1]), {})[inputs[int(parts[2])]] = array.astype(object) if array.dtype.kind == "U" else array
+    if not found:
+        raise BundleError("there is nothing to ask the models")
+    return [found[index] for index in sorted(found)]
+
+
+def _runner(model: str, session: Session) -> Any:
+    def run(feeds: Feeds) -> None:
+        try:
+            session.run(feeds)
+        except SessionError as error:
+            raise ModelFailed(model, error) from error
+
+    return run

@@ -1,0 +1,217 @@
+"""Two models timed against each other on this device, for a host that looks for the faster one. Standard library only.
+
+    races = Races(home, deployments)
+    blobs = races.missing("0123456789abcdef", [Descriptor(digest, size)])
+    races.blobs("0123456789abcdef").receive(digest, size, offset, chunks)
+    job = races.start("0123456789abcdef", document)       # its result: raw pairs in nanoseconds, and on what they were run
+    races.end("0123456789abcdef")
+
+Nothing of what is active changes, and no deployment is under way meanwhile. A session is a folder below `races`: it goes when the
+host says so, an hour after the host last said anything, and when the agent starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_agent.blobs import Blobs, Missing, StoreError, free_bytes, size_of
+from edge_agent.bundle import BundleError, Descriptor, check_digest
+from edge_agent.child import Child, ChildDied
+from edge_agent.deployments import Deployments, Job
+
+SESSION = re.compile(r"[0-9a-f]{16}")
+FILES = ("model.onnx", "weights.bin")
+LONGEST_S = 600
+
+_OPEN_S = 1800  # an engine build takes ten minutes
+_SLOWEST_S = 600  # beyond its limit, for the twenty pairs that there have to be
+_KEPT_S = 3600
+_MOST_INPUTS = 1000
+
+
+class UnknownRace(Exception):
+    """No session of that name."""
+
+    def __init__(self, session: str) -> None:
+        super().__init__(f"there is no race {session[:16]!r}; the agent may have been restarted")
+        self.hint = "send its files again"
+
+
+@dataclass(frozen=True)
+class Race:
+    """What a host asks for, checked. Each model's files, by name."""
+
+    before: dict[str, Descriptor]
+    after: dict[str, Descriptor]
+    feeds: Descriptor  # an .npz with members `0.0`, `0.1`: feed and input, by their places
+    inputs: tuple[str, ...]
+    profile: dict[str, Any]
+    limit_s: float
+
+
+@dataclass
+class Session:
+    """One host's files, and when it last said anything."""
+
+    blobs: Blobs
+    used: float
+    racing: bool = False
+
+
+class Races:
+    """The sessions of one agent. Any thread may ask."""
+
+    def __init__(self, home: Path, deployments: Deployments) -> None:
+        self._home, self._deployments = home, deployments
+        self._folder = home / "races"
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        shutil.rmtree(self._folder, ignore_errors=True)  # those of an earlier agent: nobody can know them
+
+    def missing(self, name: str, wanted: Sequence[Descriptor]) -> list[Missing]:
+        """Which of these have to be sent. Begins the session; where room is short, what it no longer asks for makes some."""
+        self.sweep()
+        session = self._entered(name)
+        found = session.blobs.missing(wanted)
+        if sum(blob.size for blob in wanted if not session.blobs.has(blob)) > free_bytes(self._home) and not session.racing:
+            shutil.rmtree(session.blobs.home / "models", ignore_errors=True)
+            session.blobs.keep(blob.digest for blob in wanted)
+        return found
+
+    def blobs(self, name: str) -> Blobs:
+        """Where the session's files arrive. Raises UnknownRace."""
+        return self._entered(name, new=False).blobs
+
+    def start(self, name: str, document: Mapping[str, Any]) -> Job:
+        """Start a race as a job. Raises UnknownRace, BundleError for what is no race, StoreError for a file that is missing."""
+        session, race = self._entered(name, new=False), parse(document)
+        for blob in (*race.before.values(), *race.after.values(), race.feeds):
+            if not session.blobs.has(blob):
+                raise StoreError(f"the race lacks the file {blob.digest[:19]}", "send it first")
+        return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, session, race))
+
+    def end(self, name: str) -> int:
+        """Remove what it left. The bytes freed; 0 where it has ended already."""
+        with self._lock:
+            session = self._sessions.pop(name, None)
+        if session is None:
+            return 0
+        freed = sum(size_of(path) for path in (session.blobs.home / "blobs").rglob("*") if path.is_file())
+        shutil.rmtree(session.blobs.home, ignore_errors=True)
+        return freed
+
+    def sweep(self) -> None:
+        """End the sessions whose host is gone."""
+        with self._lock:
+            old = [name for name, session in self._sessions.items() if time.monotonic() - session.used > _KEPT_S and not session.racing]
+        for name in old:
+            self.end(name)
+
+    def _entered(self, name: str, *, new: bool = True) -> Session:
+        if not SESSION.fullmatch(name):
+            raise BundleError(f"{name[:40]!r} names no race", "it is sixteen hexadecimal digits")
+        with self._lock:
+            if name not in self._sessions:
+                if not new:
+                    raise UnknownRace(name)
+                self._sessions[name] = Session(Blobs(self._folder / name), 0)
+            self._sessions[name].used = time.monotonic()
+            return self._sessions[name]
+
+    def _run(self, job: Job, session: Session, race: Race) -> dict[str, Any]:
+        session.racing = True
+        try:
+            return self._raced(job, session.blobs, race)
+        finally:
+            session.racing, session.used = False, time.monotonic()
+
+    def _raced(self, job: Job, blobs: Blobs, race: Race) -> dict[str, Any]:
+        """A model that does not run here is a result. Raises StoreError, or ChildFailed where the device is to blame."""
+        question = {
+            "before": _laid_out(blobs, race.before),
+            "after": _laid_out(blobs, race.after),
+            "feeds": str(blobs.path(race.feeds.digest).relative_to(blobs.home)),
+            "inputs": race.inputs,
+            "profile": race.profile,
+        }
+
+        def enter(stage: str) -> None:
+            job.stage = stage
+
+        with self._deployments.driving(Child("racer", blobs.home, self._home, what="the process that ran both models")) as child:
+            try:
+                opened = child.ask({"arguments": question}, timeout_s=_OPEN_S, stage=enter)
+                if "failed" in opened:
+                    return opened
+                enter("race")
+                return child.ask({"arguments": {"limit_s": race.limit_s}}, timeout_s=race.limit_s + _SLOWEST_S)
+            except ChildDied as error:
+                return {"failed": {"model": job.stage if job.stage in ("before", "after") else None, "message": str(error), "hint": error.hint}}
+
+
+def parse(document: Mapping[str, Any]) -> Race:
+    """What a host sent. Raises BundleError for anything that is no race."""
+    try:
+        inputs = tuple(document["inputs"])
+        limit_s = float(document["limit_s"])
+        race = Race(_files(document["before"]), _files(document["after"]), _descriptor(document["feeds"]), inputs, _profile(document["profile"]), limit_s)
+        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= _MOST_INPUTS or not 0 < limit_s <= LONGEST_S:
+            raise ValueError("inputs or limit_s")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"what came is no race: {error}"[:200], "is this host's edgesdk of another version?") from error
+    return race
+
+
+def _files(document: Mapping[str, Any]) -> dict[str, Descriptor]:
+    files = {name: _descriptor(entry) for name, entry in document.items()}
+    if FILES[0] not in files or not set(files) <= set(FILES):
+        raise ValueError(f"a model is {FILES[0]}, and may have {FILES[1]}")
+    return files
+
+
+def _descriptor(document: Mapping[str, Any]) -> Descriptor:
+    size = document["size"]
+    if type(size) is not int or size < 0:
+        raise ValueError("a size is a number of bytes")
+    return Descriptor(check_digest(document["digest"]), size)
+
+
+def _profile(document: Mapping[str, Any]) -> dict[str, Any]:
+    """As far as `worker.open_session` reads it."""
+    for provider in document["providers"]:
+        options = provider.get("options", {})
+        if not isinstance(provider["name"], str) or not all(isinstance(part, str) for pair in options.items() for part in pair):
+            raise ValueError("a provider has a name, and options of text")
+    threads = document.get("runtime", {}).get("intra_op_threads", 0)
+    if type(threads) is not int or not 0 <= threads <= 1024:
+        raise ValueError("intra_op_threads is a number")
+    return dict(document)
+
+
+def _laid_out(blobs: Blobs, files: Mapping[str, Descriptor]) -> str:
+    """The model's files under their names, in a folder that is theirs for the whole session: an engine is built once. Its path below the session's."""
+    key = hashlib.sha256("".join(f"{name} {files[name].digest}\n" for name in sorted(files)).encode()).hexdigest()[:16]
+    folder = blobs.home / "models" / key
+    if not folder.is_dir():
+        scratch = folder.with_name(f".{key}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            scratch.mkdir(parents=True, mode=0o750)
+            for name, blob in files.items():
+                os.link(blobs.path(blob.digest), scratch / name)
+            os.rename(scratch, folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(scratch)
+            raise StoreError(f"the race's files cannot be laid out: {error.strerror}", "is the disk full, or did the session end meanwhile?") from error
+    return str(folder.relative_to(blobs.home))
