@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import io
-import os
 import re
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import h11
 
 import edge_agent
 from edge_agent.bundle import digest_of
+from edgesdk.cache import cache_folder
 from edgesdk.errors import DeviceError
 from edgesdk.replies import Facts
 
@@ -86,12 +86,6 @@ def unpacked_bytes(wheel: Path) -> int:
     """What it takes on the device's disk."""
     with zipfile.ZipFile(wheel) as archive:
         return sum(info.file_size for info in archive.infolist())
-
-
-def cache_folder() -> Path:
-    """EDGESDK_CACHE, else where caches belong."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("EDGESDK_CACHE") or Path(base, "edgesdk")).expanduser()
 
 
 def version_of(text: str) -> tuple[int, ...]:

@@ -1,97 +1,142 @@
 """The ranges that a model's tensors take on samples.
 
-found = ranges(model, ["conv_3_out"], samples)["conv_3_out"]     # Range(low=-1.2, high=6.0)
+    found = statistics(model, ["conv_3_out"], samples, histograms=True)["conv_3_out"]     # Range(low=-1.2, high=6.0)
+    clipped(found, "percentile", symmetric=False)                                         # Range(low=-1.1, high=5.7)
+
+One pass over the samples, each dropped when it is counted: what is held grows neither with their number nor with the model
+beyond a bound. Cores share the work, and how many there are changes nothing: what they find is added up in the samples' order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import hashlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx_ir
+import onnxruntime
 
-from edgesdk import graph
+from edgesdk import graph, range_cache
+from edgesdk.cache import cache_folder
+from edgesdk.clipping import METHODS, NEED_HISTOGRAMS, Method, clipped
 from edgesdk.errors import ModelError, SampleError
-from edgesdk.graph import Array, Model
+from edgesdk.graph import Array, Feeds, Model
+from edgesdk.histograms import Histogram, Range
 from edgesdk.sampling import Samples
+
+__all__ = ["METHODS", "NEED_HISTOGRAMS", "Histogram", "Method", "Progress", "Range", "clipped", "ranges", "statistics"]
 
 Progress = Callable[[int, int | None], None]  # samples done, of how many
 
-HISTOGRAM_BINS = 2048
-FETCHED_BYTES = 256 << 20  # tensors held at once while histograms are counted
+AVERAGING = 0.01  # the least weight of the latest sample in the average of extremes (onnxruntime's `averaging_constant`)
+RUN_BYTES = 256 << 20  # tensors fetched by one run, unless a single one is larger
+HELD_BYTES = 1 << 30  # by all runs at once
+BATCH_BYTES = 4 << 20  # samples are run together while their tensors are not larger: beyond, caches lose more than calls cost
+MOST_TOGETHER = 32
+FORMAT = 1  # of what is kept and of how it is measured: raise it when either changes
 
 
-@dataclass(frozen=True)
-class Range:
-    """What values a tensor took. ``counts`` is their histogram over -bound … bound where one was asked for."""
+def statistics(
+    model: Model, tensors: Sequence[str], samples: Samples, *, histograms: bool, progress: Progress | None = None, cache: Path | None = None
+) -> dict[str, Range]:
+    """The range of each float32 tensor over the samples; its histogram too if asked for. Raises ModelError, SampleError.
 
-    low: float
-    high: float
-    counts: Array | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def bound(self) -> float:
-        """The greatest magnitude."""
-        return max(abs(self.low), abs(self.high))
-
-    def joined(self, other: "Range") -> "Range":
-        """Of both together; their histograms are dropped, unless they are the same."""
-        counts = self.counts if (self.low, self.high) == (other.low, other.high) else None
-        return Range(min(self.low, other.low), max(self.high, other.high), counts)
+    All of the graph's float32 tensors are measured at once and kept in the folder ``cache`` (none given: in this machine's cache),
+    so that of a model and its samples there is one measurement, whatever is asked for next. Measured with their histograms
+    they answer a question without, too.
+    """
+    names = _known(model, tensors)
+    folder = cache or cache_folder() / "calibration"
+    key = _key(model, samples)
+    for extent in ("histograms", "extremes")[: 1 if histograms else 2]:
+        found = range_cache.read(folder / f"{key}-{extent}.npz")
+        if found is not None and found.keys() >= set(names):
+            return {name: found[name] for name in names}
+    found = ranges(model, list(dict.fromkeys((*_float_tensors(model), *names))), samples, histograms=histograms, progress=progress)
+    range_cache.keep(folder / f"{key}-{'histograms' if histograms else 'extremes'}.npz", found)
+    return {name: found[name] for name in names}
 
 
 def ranges(model: Model, tensors: Sequence[str], samples: Samples, *, histograms: bool = False, progress: Progress | None = None) -> dict[str, Range]:
-    """The range of each tensor over the samples, by one pass; its histogram too, by a second. Raises ModelError, SampleError.
+    """The same of these tensors alone, measured now and not kept. Raises ModelError, SampleError.
 
-    Extremes are computed inside the graph, so what is held does not grow with the samples; one thread, so that the sums do not vary.
+    Tensors of more than RUN_BYTES in the first sample are measured in parts, each in a pass of its own.
     """
-    names = list(dict.fromkeys(tensors))
-    total = samples.count
-    found, bytes_of = _extremes(model, names, samples, progress, None if total is None else total * (1 + histograms))
-    if not histograms:
-        return found
-    counts = {name: np.zeros(HISTOGRAM_BINS, np.int64) for name in names}
+    names = _known(model, tensors)
+    first = next(iter(samples.first(1)), None)
+    if first is None:
+        raise SampleError(f"{samples.source} holds no samples", "give at least one")
+    bytes_of = _bytes(model, names, first)
     groups = _grouped(names, bytes_of)
-    sessions = [graph.session(_answering(model, group)) for group in groups]
-    done = 0
-    for done, feeds in enumerate(samples, 1):
-        for session in sessions:
-            for name, values in graph.run(session, feeds).items():
-                _count(counts[name], values, found[name].bound)
-        if progress and total:
-            progress(total + done, 2 * total)
-    return {name: replace(found[name], counts=counts[name]) for name in names}
+    found: dict[str, Range] = {}
+    for part, group in enumerate(groups):
+        session = graph.session(_answering(model, group))
+        held = max(1, sum(bytes_of[name] for name in group))
+        together = _together(session, model, samples, held)
+        run = partial(_seen, session, group, histograms=histograms)
+        workers = max(1, min(_cores(), HELD_BYTES // (held * together)))
+        found |= _added_up(group, _shared(run, _batches(samples, together), workers), partial(_told, progress, part, samples.count, len(groups)))
+    return {name: found[name] for name in names}
 
 
-def _extremes(model: Model, names: list[str], samples: Samples, progress: Progress | None, total: int | None) -> tuple[dict[str, Range], dict[str, int]]:
-    """Range of each tensor, and the most bytes that it took in one sample."""
-    measuring = graph.clone(model)
-    inner = measuring.graph
-    values = onnx_ir.convenience.create_value_mapping(inner)
+def _known(model: Model, tensors: Sequence[str]) -> list[str]:
+    """Each once. Raises ModelError if one is not in the model."""
+    names = list(dict.fromkeys(tensors))
+    values = onnx_ir.convenience.create_value_mapping(model.graph)
     if unknown := [name for name in names if name not in values]:
         raise ModelError(f"the model has no tensor {', '.join(f'`{name}`' for name in unknown)}", "the recipe was made for another model")
-    asked = []
+    return names
+
+
+def _float_tensors(model: Model) -> list[str]:
+    """All that depend on the inputs, subgraphs' aside."""
+    known = graph.clone(model)
+    graph.infer_shapes(known)
+    values = (*known.graph.inputs, *(value for node in known.graph for value in node.outputs))
+    return [value.name for value in values if value.name and value.type == onnx_ir.TensorType(onnx_ir.DataType.FLOAT) and graph.constant(value) is None]
+
+
+def _key(model: Model, samples: Samples) -> str:
+    """Of everything that decides what is measured."""
+    state = hashlib.sha256(f"{FORMAT} {onnxruntime.__version__} {samples.digest()};".encode())
+    for part in graph.to_bytes(model):
+        state.update(hashlib.sha256(part or b"").digest())
+    return state.hexdigest()
+
+
+def _bytes(model: Model, names: list[str], feeds: Feeds) -> dict[str, int]:
+    """What each tensor takes."""
+    measuring = graph.clone(model)
+    values = onnx_ir.convenience.create_value_mapping(measuring.graph)
+    sizes = []
     for name in names:
-        for operator in ("ReduceMin", "ReduceMax", "Size"):
-            node = onnx_ir.node(operator, [values[name]], attributes={} if operator == "Size" else {"keepdims": 0})
-            node.outputs[0].name = graph.fresh(inner, f"{name}_{operator}")
-            node.outputs[0].type = onnx_ir.TensorType(onnx_ir.DataType.INT64 if operator == "Size" else onnx_ir.DataType.FLOAT)
-            node.outputs[0].shape = onnx_ir.Shape([])
-            inner.append(node)
-            asked.append(node.outputs[0])
-    inner.outputs.clear()
-    inner.outputs.extend(asked)
-    session = graph.session(measuring)
-    low, high, size = np.full(len(names), np.inf), np.full(len(names), -np.inf), np.zeros(len(names))
-    done = 0
-    for done, feeds in enumerate(samples, 1):
-        answers = np.array([float(answer) for answer in graph.run(session, feeds).values()]).reshape(-1, 3)
-        low, high, size = np.minimum(low, answers[:, 0]), np.maximum(high, answers[:, 1]), np.maximum(size, answers[:, 2])
-        if progress:
-            progress(done, total)
-    if not done:
-        raise SampleError(f"{samples.source} holds no samples", "give at least one")
-    found = {name: Range(float(low[i]), float(high[i])) for i, name in enumerate(names)}
-    return found, {name: 4 * int(size[i]) for i, name in enumerate(names)}
+        node = onnx_ir.node("Size", [values[name]])
+        node.outputs[0].name = graph.fresh(measuring.graph, f"{name}_size")
+        node.outputs[0].type, node.outputs[0].shape = onnx_ir.TensorType(onnx_ir.DataType.INT64), onnx_ir.Shape([])
+        measuring.graph.append(node)
+        sizes.append(node.outputs[0])
+    measuring.graph.outputs.clear()
+    measuring.graph.outputs.extend(sizes)
+    answers = graph.run(graph.session(measuring), feeds)
+    return {name: 4 * int(answer) for name, answer in zip(names, answers.values(), strict=True)}
+
+
+def _grouped(names: list[str], bytes_of: Mapping[str, int]) -> list[list[str]]:
+    """Parted so that no group takes more than may be fetched at once, unless it is a single tensor."""
+    groups: list[list[str]] = []
+    held = RUN_BYTES + 1
+    for name in names:
+        held += bytes_of[name]
+        if held > RUN_BYTES:
+            groups.append([])
+            held = bytes_of[name]
+        groups[-1].append(name)
+    return groups
 
 
 def _answering(model: Model, names: list[str]) -> Model:
@@ -105,22 +150,108 @@ def _answering(model: Model, names: list[str]) -> Model:
     return measuring
 
 
-def _grouped(names: list[str], bytes_of: Mapping[str, int]) -> list[list[str]]:
-    """Parted so that no group takes more than may be held at once, unless it is a single tensor."""
-    groups: list[list[str]] = []
-    held = FETCHED_BYTES + 1
-    for name in names:
-        held += bytes_of[name]
-        if held > FETCHED_BYTES:
-            groups.append([])
-            held = bytes_of[name]
-        groups[-1].append(name)
-    return groups
+def _together(session: onnxruntime.InferenceSession, model: Model, samples: Samples, held: int) -> int:
+    """How many samples one run may take: more than one only where the first two, run together, answer what each answers alone."""
+    most = min(MOST_TOGETHER, BATCH_BYTES // held)
+    pair = list(samples.first(2))
+    if most < 2 or len(pair) < 2 or _shapes(pair[0]) != _shapes(pair[1]) or any(not info.shape or info.shape[0] is not None for info in graph.inputs(model)):
+        return 1
+    alone = [graph.run(session, feeds) for feeds in pair]
+    try:
+        both = graph.run(session, _stacked(pair))
+    except ModelError:
+        return 1
+    return most if all(_is_stack(array, [each[name] for each in alone]) for name, array in both.items()) else 1
 
 
-def _count(counts: Array, values: Array, bound: float) -> None:
-    """Add the values to a histogram over -bound … bound."""
-    if bound == 0 or not np.isfinite(bound):
-        return
-    places = ((values.ravel() + bound) * (HISTOGRAM_BINS / (2 * bound))).astype(np.int64)
-    counts += np.bincount(np.clip(places, 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+def _is_stack(array: Array, parts: list[Array]) -> bool:
+    """Up to rounding: kernels may add in another order."""
+    if not array.ndim or len({part.shape for part in parts}) > 1 or array.shape != (len(parts) * parts[0].shape[0], *parts[0].shape[1:]):
+        return False
+    finite = [np.abs(part[np.isfinite(part)]).max(initial=0.0) for part in parts]
+    return np.allclose(array, np.concatenate(parts), rtol=1e-4, atol=1e-4 * max(finite), equal_nan=True)
+
+
+def _shapes(feeds: Feeds) -> list[tuple[str, tuple[int, ...]]]:
+    return sorted((name, array.shape) for name, array in feeds.items())
+
+
+def _stacked(batch: Sequence[Feeds]) -> Feeds:
+    return batch[0] if len(batch) == 1 else {name: np.concatenate([feeds[name] for feeds in batch]) for name in batch[0]}
+
+
+def _batches(samples: Samples, together: int) -> Iterator[list[Feeds]]:
+    """In order, only what is of the same shapes together."""
+    for _, alike in itertools.groupby(samples, _shapes):
+        while batch := list(itertools.islice(alike, together)):
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one run found."""
+
+    low: Array  # [samples, tensors]
+    high: Array
+    histograms: list[Histogram]  # of the tensors, all samples together
+
+
+def _seen(session: onnxruntime.InferenceSession, names: list[str], batch: list[Feeds], *, histograms: bool) -> _Seen:
+    answers = graph.run(session, _stacked(batch))
+    arrays = [answers[name].reshape(len(batch), -1) for name in names]
+    return _Seen(
+        np.stack([array.min(axis=1, initial=np.inf) for array in arrays], axis=1),
+        np.stack([array.max(axis=1, initial=-np.inf) for array in arrays], axis=1),
+        [Histogram.of(array) for array in arrays] if histograms else [],
+    )
+
+
+def _shared(run: Callable[[list[Feeds]], _Seen], batches: Iterable[list[Feeds]], workers: int) -> Iterator[_Seen]:
+    """What each run finds, in the order of the batches, no more of them under way than there are workers."""
+    pending: deque[Future[_Seen]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for batch in batches:
+            pending.append(pool.submit(run, batch))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _added_up(names: list[str], parts: Iterable[_Seen], told: Callable[[int], None]) -> dict[str, Range]:
+    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    average, number = np.zeros((2, len(names))), np.zeros(len(names))
+    histograms: list[Histogram] = []
+    done = 0
+    for part in parts:
+        low, high = np.minimum(low, part.low.min(axis=0)), np.maximum(high, part.high.max(axis=0))
+        histograms = [one.joined(other) for one, other in zip(histograms, part.histograms, strict=True)] if histograms else part.histograms
+        for row in zip(part.low.astype(np.float64), part.high.astype(np.float64), strict=True):
+            _average(average, number, np.stack(row))
+        done += len(part.low)
+        told(done)
+    never = low > high
+    low[never] = high[never] = 0.0
+    return {
+        name: Range(float(low[i]), float(high[i]), (float(average[0, i]), float(average[1, i])), histograms[i] if histograms else None)
+        for i, name in enumerate(names)
+    }
+
+
+def _average(average: Array, number: Array, extremes: Array) -> None:
+    """Take one sample in: the first hundred weigh alike, the latest 1 % from then on. What has no values in this sample is left out."""
+    present = ~(extremes[0] > extremes[1])
+    number += present
+    weight = np.maximum(1 / np.maximum(number, 1), AVERAGING)
+    with np.errstate(invalid="ignore"):  # infinities: such a tensor keeps its whole range anyway
+        average[:] = np.where(present, average + weight * (extremes - average), average)
+
+
+def _told(progress: Progress | None, part: int, count: int | None, parts: int, done: int) -> None:
+    if progress:
+        progress(part * (count or 0) + done, None if count is None else parts * count)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
