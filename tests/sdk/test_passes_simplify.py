@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgesdk import graph, passes, sampling
 from edgesdk.errors import ModelError
 from edgesdk.graph import Model
-from tests.sdk.small_models import DATA, GRAPHS, assert_same_function, build, chains, node, numbers, operators
+from tests.sdk.small_models import DATA, FLOAT, GRAPHS, assert_same_function, build, chains, node, numbers, operators
 
 IMAGE = {"x": ("n", 4, 6, 6)}
 ANY = (None, None, None, None)
@@ -238,6 +238,101 @@ def test_odd_channels_between_convolutions_are_filled_up() -> None:
         padded = passes.pad_channels(model)
         assert graph.constant(padded.graph[0].inputs[1]).shape == (filled, 4, 1, 1)
         assert_same_function(model, padded)
+
+
+@pytest.mark.parametrize("way", ["clip div", "mul clip", "relu6", "shifted"])
+def test_hard_sigmoid_is_recognised_whatever_its_numbers(way: str) -> None:
+    weights = {"three": scalar(3), "o": scalar(0), "six": scalar(6), "one": scalar(1), "a": scalar(0.2), "sixth": scalar(1 / 6)}
+    nodes = {
+        "clip div": [node("Add", ["x", "three"], ["s"]), node("Clip", ["s", "o", "six"], ["c"]), node("Div", ["c", "six"], ["y"])],
+        "mul clip": [node("Mul", ["a", "x"], ["m"]), node("Add", ["m", "a"], ["s"]), node("Clip", ["s", "o", "one"], ["y"])],
+        "relu6": [node("Add", ["three", "x"], ["s"]), node("Relu", ["s"], ["r"]), node("Min", ["six", "r"], ["c"]), node("Mul", ["sixth", "c"], ["y"])],
+        "shifted": [node("Clip", ["x", "o", "six"], ["c"]), node("Div", ["c", "six"], ["y"])],
+    }[way]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights=weights)
+    known = passes.recognise_hard_sigmoid(model)
+    assert operators(known) == {"HardSigmoid": 1}
+    assert_same_function(model, known)
+
+
+def test_a_clip_alone_or_of_a_convolution_is_no_hard_sigmoid() -> None:
+    weights = {"w": numbers(4, 4, 1, 1), "o": scalar(0), "one": scalar(1), "a": scalar(0.2), "six": scalar(6)}
+    clip = [node("Clip", ["x", "o", "one"], ["y"])]
+    conv = [node("Conv", ["x", "w"], ["v"]), node("Mul", ["a", "v"], ["m"]), node("Add", ["m", "a"], ["s"]), node("Clip", ["s", "o", "one"], ["y"])]
+    other = [node("Add", ["x", "a"], ["s"]), node("Clip", ["s", "o", "six"], ["c"]), node("Div", ["c", "a"], ["y"])]
+    for nodes in (clip, conv, other):
+        assert "HardSigmoid" not in operators(passes.recognise_hard_sigmoid(build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights=weights)))
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+@pytest.mark.parametrize("parts", [0, 1, 2])
+@pytest.mark.parametrize("axes", [[-1], [1, 2]])
+def test_layer_normalization_is_recognised(square: str, parts: int, axes: list[int]) -> None:
+    shape = (5, 6)[2 - len(axes) :]
+    nodes = [
+        node("ReduceMean", ["x"], ["m"], axes=axes), node("Sub", ["x", "m"], ["d"]), node(square, ["d", "two" if square == "Pow" else "d"], ["q"]),
+        node("ReduceMean", ["q"], ["v"], axes=axes), node("Add", ["v", "e"], ["a"]), node("Sqrt", ["a"], ["r"]), node("Div", ["d", "r"], ["n0"]),
+        node("Mul", ["n0", "g"], ["n1"]), node("Add", ["b", "n1"], ["n2"]),
+    ]  # fmt: skip
+    weights = {"two": scalar(2), "e": scalar(1e-5), "g": numbers(*shape), "b": numbers(1, *shape, seed=1)}
+    model = build(nodes[: 7 + parts], inputs={"x": ("n", 5, 6)}, outputs={f"n{parts}": (None, None, None)}, weights=weights)
+    known = passes.recognise_layer_norm(model)
+    assert operators(known) == {"LayerNormalization": 1}
+    assert len(known.graph[0].inputs) == max(parts, 1) + 1
+    assert_same_function(model, known)
+
+
+def test_a_normalization_over_other_axes_or_by_one_factor_is_no_layer_normalization_of_it() -> None:
+    def normalized(axis: int, factor: NDArray[np.float32]) -> Model:
+        nodes = [
+            node("ReduceMean", ["x"], ["m"], axes=[axis]), node("Sub", ["x", "m"], ["d"]), node("Mul", ["d", "d"], ["q"]),
+            node("ReduceMean", ["q"], ["v"], axes=[axis]), node("Add", ["v", "e"], ["a"]), node("Sqrt", ["a"], ["r"]), node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "g"], ["y"]),
+        ]  # fmt: skip
+        return build(nodes, inputs={"x": ("n", 5, 6)}, outputs={"y": (None, None, None)}, weights={"e": scalar(1e-5), "g": factor})
+
+    assert "LayerNormalization" not in operators(passes.recognise_layer_norm(normalized(1, numbers(6))))
+    for factor in (scalar(3), numbers(5, 1), numbers(5, 6)):
+        model = normalized(-1, factor)
+        known = passes.recognise_layer_norm(model)
+        assert operators(known) == {"LayerNormalization": 1, "Mul": 1}
+        assert_same_function(model, known)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_mean_over_height_and_width_is_pooling(kept: int) -> None:
+    model = build([node("ReduceMean", ["x"], ["y"], axes=[-1, 2], keepdims=kept)], inputs=IMAGE, outputs={"y": (None,) * (4 if kept else 2)})
+    known = passes.recognise_global_pool(model)
+    assert operators(known) == ({"GlobalAveragePool": 1} if kept else {"GlobalAveragePool": 1, "Squeeze": 1})
+    assert_same_function(model, known)
+    other = build([node("ReduceMean", ["x"], ["y"], axes=[1, 2])], inputs=IMAGE, outputs={"y": ANY})
+    assert "GlobalAveragePool" not in operators(passes.recognise_global_pool(other))
+
+
+def test_pairs_that_cancel_go() -> None:
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("Unsqueeze", ["r", "axes"], ["u"]), node("Squeeze", ["u", "axes"], ["q"]), node("Cast", ["q"], ["d"], to=11),
+        node("Cast", ["d"], ["f"], to=1), node("Reshape", ["f", "zero"], ["z"]), node("Reshape", ["z", "flat"], ["s"]), node("Relu", ["s"], ["y"]),
+    ]  # fmt: skip
+    model = build(nodes, inputs=IMAGE, outputs={"y": (None, None)}, weights={"axes": np.array([1]), "zero": np.array([0, -1]), "flat": np.array([-1, 2])})
+    slim = simplified(model)
+    assert operators(slim) == {"Relu": 2, "Reshape": 1}
+    assert_same_function(model, slim)
+
+
+def test_a_narrow_cast_between_two_stays() -> None:
+    nodes = [node("Cast", ["x"], ["i"], to=onnx.TensorProto.INT32), node("Cast", ["i"], ["f"], to=FLOAT), node("Neg", ["f"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY})
+    assert_same_function(model, passes.remove_identities(model))
+    assert operators(passes.remove_identities(model))["Cast"] == 2
+
+
+def test_equal_nodes_are_computed_once() -> None:
+    nodes = [node("Mul", ["x", "a"], ["m"]), node("Mul", ["x", "b"], ["n"]), node("Sigmoid", ["m"], ["p"]), node("Sigmoid", ["n"], ["q"])]
+    nodes += [node("Add", ["p", "q"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"a": scalar(3), "b": scalar(3)})
+    slim = passes.merge_duplicates(model)
+    assert operators(slim) == {"Add": 1, "Mul": 1, "Sigmoid": 1}
+    assert_same_function(model, slim)
 
 
 def test_hard_swish_needs_its_own_numbers() -> None:

@@ -25,7 +25,10 @@ from edgesdk.passes.merge_duplicates import merge_duplicates
 from edgesdk.passes.pad_channels import pad_channels
 from edgesdk.passes.quantize import quantize
 from edgesdk.passes.raise_opset import raise_opset
+from edgesdk.passes.recognise_global_pool import recognise_global_pool
+from edgesdk.passes.recognise_hard_sigmoid import recognise_hard_sigmoid
 from edgesdk.passes.recognise_hard_swish import recognise_hard_swish
+from edgesdk.passes.recognise_layer_norm import recognise_layer_norm
 from edgesdk.passes.recognise_softmax import recognise_softmax
 from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
@@ -50,7 +53,10 @@ __all__ = [
     "pad_channels",
     "quantize",
     "raise_opset",
+    "recognise_global_pool",
+    "recognise_hard_sigmoid",
     "recognise_hard_swish",
+    "recognise_layer_norm",
     "recognise_softmax",
     "remove_identities",
     "remove_unused",
@@ -69,6 +75,9 @@ PASSES: dict[str, Callable[..., Model]] = {
     "fold_affine": fold_affine,
     "affine_to_conv": affine_to_conv,
     "recognise_hard_swish": recognise_hard_swish,
+    "recognise_global_pool": recognise_global_pool,
+    "recognise_layer_norm": recognise_layer_norm,
+    "recognise_hard_sigmoid": recognise_hard_sigmoid,
     "recognise_softmax": recognise_softmax,
     "pad_channels": pad_channels,
     "merge_convolutions": merge_convolutions,
@@ -88,7 +97,10 @@ SIMPLIFY = (
     "fold_constants",
     "remove_identities",
     "recognise_softmax",
+    "recognise_layer_norm",
+    "recognise_global_pool",
     "recognise_hard_swish",
+    "recognise_hard_sigmoid",
     "fold_batch_norm",
     "fold_affine",
     "factor_sums",
@@ -112,6 +124,8 @@ def apply(recipe: Iterable[Step], model: Model, samples: Samples | None = None) 
             raise SampleError(f"the pass `{name}` measures on samples, and there are none", "give some: `--calibration`")
         else:
             made = PASSES[name](model, samples=samples, **settings)
+        if made is model:
+            continue
         try:
             graph.check(made)
         except ModelError as error:

@@ -22,6 +22,8 @@ def affine_to_conv(model: Model) -> Model:
 
     Only of images whose channels are a multiple of ``BLOCK``: onnxruntime's blocked layout holds no others everywhere.
     """
+    if not any(node.op_type == "Conv" for node in model.graph):
+        return model
     made = graph.clone(model)
     graph.infer_shapes(made)
     for node in list(made.graph):

@@ -11,6 +11,8 @@ from edgesdk.passes.fold_batch_norm import take_place
 
 def factor_sums(model: Model) -> Model:
     """A tensor of images, added to its own product with a gate of height and width 1, is multiplied by the gate plus one."""
+    if not {"Add", "Mul"} <= {node.op_type for node in model.graph}:
+        return model
     factored = graph.clone(model)
     graph.infer_shapes(factored)
     for node in list(factored.graph):

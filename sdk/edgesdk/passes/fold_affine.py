@@ -22,6 +22,8 @@ def fold_affine(model: Model) -> Model:
     since padding puts zeros beside it that the summand never touched. There ``c · x + d`` becomes ``c · (x + d / c)``, and c goes on.
     What stays is written as one Mul and one Add at most, and after pooling rather than before.
     """
+    if not any(node.op_type in _affine.OPERATORS for node in model.graph):
+        return model
     folded = graph.clone(model)
     graph.infer_shapes(folded)
     while sum(_improve(node) for node in list(folded.graph) if node.graph is folded.graph):

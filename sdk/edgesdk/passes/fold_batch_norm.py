@@ -10,6 +10,8 @@ from edgesdk.passes._linear import absorb, is_linear
 
 def fold_batch_norm(model: Model) -> Model:
     """BatchNormalization at inference, after a Conv, ConvTranspose or Gemm that nothing else reads, is folded into it."""
+    if not any(node.op_type == "BatchNormalization" for node in model.graph):
+        return model
     folded = graph.clone(model)
     for node in list(folded.graph):
         if node.op_type == "BatchNormalization" and not node.domain:

@@ -15,6 +15,8 @@ def merge_convolutions(model: Model) -> Model:
 
     If the first is the 1×1, the second must not pad, unless the first has no bias: what it answers for a padding zero is its bias.
     """
+    if not any(node.op_type == "Conv" for node in model.graph):
+        return model
     merged = graph.clone(model)
     for node in list(merged.graph):
         if node.graph is merged.graph and _is_plain(node):

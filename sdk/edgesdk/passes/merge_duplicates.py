@@ -11,9 +11,9 @@ _VARYING = {"Bernoulli", "Dropout"}  # answer otherwise each time, which onnx_ir
 
 def merge_duplicates(model: Model) -> Model:
     """Equal initializers become one, then nodes that compute the same of the same."""
+    if any(node.op_type in _VARYING or node.domain for node in graph.nodes(model)):
+        return model
     slim = graph.clone(model)
-    if any(node.op_type in _VARYING or node.domain for node in graph.nodes(slim)):
-        return slim
     outer = slim.graph
     if not any(value.is_graph_input() or value.is_graph_output() for value in outer.initializers.values()):
         common.DeduplicateInitializersPass(size_limit=MERGED_ELEMENTS)(slim)

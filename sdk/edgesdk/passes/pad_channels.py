@@ -22,6 +22,8 @@ def pad_channels(model: Model) -> Model:
 
     Left alone where the second Conv would grow by half or more.
     """
+    if not any(node.op_type == "Conv" for node in model.graph):
+        return model
     padded = graph.clone(model)
     for node in list(padded.graph):
         first = _feeder(node) if _is_plain(node) else None

@@ -9,5 +9,4 @@ MINIMUM = 17
 
 def raise_opset(model: Model, *, minimum: int = MINIMUM) -> Model:
     """The model at opset ``minimum`` or above. Raises ModelError if onnx cannot convert it."""
-    raised = graph.with_opset(model, minimum)
-    return graph.clone(model) if raised is model else raised
+    return graph.with_opset(model, minimum)

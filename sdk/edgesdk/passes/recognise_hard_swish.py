@@ -15,9 +15,9 @@ FIRST_OPSET = 14
 
 def recognise_hard_swish(model: Model) -> Model:
     """Products of x with a clipped, shifted x become HardSwish. Below opset 14 there is none, and nothing is done."""
+    if graph.opset(model) < FIRST_OPSET:
+        return model
     known = graph.clone(model)
-    if graph.opset(known) < FIRST_OPSET:
-        return known
     for node in list(known.graph):
         value = _swished(node) if node.op_type in ("Mul", "Div") and not node.domain else None
         if value is not None:

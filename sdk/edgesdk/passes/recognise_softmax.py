@@ -9,6 +9,8 @@ from edgesdk.passes.fold_batch_norm import take_place
 
 def recognise_softmax(model: Model) -> Model:
     """Softmax and LogSoftmax of a tensor flattened before and given its shape back after read the tensor itself."""
+    if not any(node.op_type == "Flatten" for node in model.graph):
+        return model
     known = graph.clone(model)
     graph.infer_shapes(known)
     for node in list(known.graph):

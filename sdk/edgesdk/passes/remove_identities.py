@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import onnx_ir
 
 from edgesdk import graph
@@ -9,11 +10,15 @@ from edgesdk.graph import Model
 
 
 def remove_identities(model: Model) -> Model:
-    """Identity, and what amounts to it: Dropout at inference, a Cast to the same type, two Transposes that cancel, × 1, + 0 …"""
+    """Identity, and what amounts to it: Dropout at inference, a Cast to the same type, × 1, + 0 …
+
+    Of two Transposes, Reshapes or Casts after one another that are as good as one, the second reads what the first does. Squeeze and
+    Unsqueeze of the same axes cancel.
+    """
     slim = graph.clone(model)
     graph.infer_shapes(slim)
     for node in list(graph.nodes(slim)):
-        _join_transposes(node)
+        _join(node)
         if not node.domain and node.inputs and node.inputs[0] is not None and _IDENTITIES.get(node.op_type, _never)(node):
             _take_out(node)
     return slim
@@ -41,15 +46,32 @@ def _seen_in_subgraph(value: onnx_ir.Value, inside: onnx_ir.Graph | onnx_ir.Func
     return any(use.node.graph is not inside for use in value.uses())
 
 
-def _join_transposes(node: onnx_ir.Node) -> None:
-    """Transpose of a Transpose reads the first one's input."""
-    before = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs and node.inputs[0] is not None else None
-    if before is None or before.op_type != "Transpose" or before.domain or node.domain or before.graph is not node.graph:
+def _join(node: onnx_ir.Node) -> None:
+    """Skip the node before, if this one can do the work of both."""
+    before = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
+    if before is None or before.domain or node.domain or before.graph is not node.graph or not before.inputs or before.inputs[0] is None:
         return
-    if "perm" in before.attributes and "perm" in node.attributes:
+    if node.op_type == before.op_type == "Transpose" and "perm" in before.attributes and "perm" in node.attributes:
         first, second = before.attributes["perm"].as_ints(), node.attributes["perm"].as_ints()
-        node.replace_input_with(0, before.inputs[0])
         node.attributes["perm"] = onnx_ir.AttrInt64s("perm", [first[axis] for axis in second])
+        node.replace_input_with(0, before.inputs[0])
+    elif (node.op_type == "Reshape" and before.op_type in _RESHAPING and _says_all(node)) or (
+        node.op_type == before.op_type == "Cast" and _holds(before.outputs[0].dtype, before.inputs[0].dtype)
+    ):
+        node.replace_input_with(0, before.inputs[0])
+
+
+def _says_all(reshape: onnx_ir.Node) -> bool:
+    """Whether its shape stands for itself: a zero means the length that there was."""
+    shape = graph.constant(reshape.inputs[1])
+    return shape is not None and bool(shape.all())
+
+
+def _holds(wide: onnx_ir.DataType | None, narrow: onnx_ir.DataType | None) -> bool:
+    """Whether one type has all the numbers of the other."""
+    if wide is None or narrow is None or not {wide, narrow} <= _NUMBERS:
+        return False
+    return bool(np.can_cast(narrow.numpy(), wide.numpy(), "safe")) and (narrow, wide) not in _ROUNDED
 
 
 def _never(_node: onnx_ir.Node) -> bool:
@@ -103,6 +125,28 @@ def _has_one_input(node: onnx_ir.Node) -> bool:
     return len(node.inputs) == 1
 
 
+def _undoes(operator: str) -> Callable[[onnx_ir.Node], bool]:
+    """Whether it removes, or puts back, just the axes that the operator before it put in, or removed. Then its input is that one's."""
+
+    def undoes(node: onnx_ir.Node) -> bool:
+        value = node.inputs[0]
+        before = value.producer() if value is not None else None
+        if before is None or before.op_type != operator or before.domain or before.graph is not node.graph:
+            return _is_same_shape(node)
+        first, second = (graph.constant(each.inputs[1]) if len(each.inputs) > 1 else None for each in (before, node))
+        if first is None or second is None or first.tolist() != second.tolist() or not (first >= 0).all():
+            return _is_same_shape(node)
+        node.replace_input_with(0, before.inputs[0])
+        return True
+
+    return undoes
+
+
+_RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+_INTEGERS = {onnx_ir.DataType[name] for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")}
+_NUMBERS = _INTEGERS | {onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE}
+_ROUNDED = {(onnx_ir.DataType[name], onnx_ir.DataType.DOUBLE) for name in ("INT64", "UINT64")}  # numpy calls these safe
+
 _IDENTITIES: dict[str, Callable[[onnx_ir.Node], bool]] = {
     "Identity": _has_one_input,
     "Dropout": _is_inference_dropout,
@@ -111,8 +155,8 @@ _IDENTITIES: dict[str, Callable[[onnx_ir.Node], bool]] = {
     "Reshape": _is_same_shape,
     "Expand": _is_same_shape,
     "Flatten": _is_same_shape,
-    "Squeeze": _is_same_shape,
-    "Unsqueeze": _is_same_shape,
+    "Squeeze": _undoes("Unsqueeze"),
+    "Unsqueeze": _undoes("Squeeze"),
     "Concat": _has_one_input,
     "Sum": _has_one_input,
     "Max": _has_one_input,
