@@ -286,7 +286,8 @@ def test_a_normalization_over_other_axes_or_by_one_factor_is_no_layer_normalizat
     def normalized(axis: int, factor: NDArray[np.float32]) -> Model:
         nodes = [
             node("ReduceMean", ["x"], ["m"], axes=[axis]), node("Sub", ["x", "m"], ["d"]), node("Mul", ["d", "d"], ["q"]),
-            node("ReduceMean", ["q"], ["v"], axes=[axis]), node("Add", ["v", "e"], ["a"]), node("Sqrt", ["a"], ["r"]), node("Div", ["d", "r"], ["n"]), node("Mul", ["n", "g"], ["y"]),
+            node("ReduceMean", ["q"], ["v"], axes=[axis]), node("Add", ["v", "e"], ["a"]), node("Sqrt", ["a"], ["r"]), node("Div", ["d", "r"], ["n"]),
+            node("Mul", ["n", "g"], ["y"]),
         ]  # fmt: skip
         return build(nodes, inputs={"x": ("n", 5, 6)}, outputs={"y": (None, None, None)}, weights={"e": scalar(1e-5), "g": factor})
 
