@@ -30,7 +30,8 @@ class ModelFailed(Exception):
 
     def __init__(self, model: str, cause: SessionError | BundleError | ProtocolError) -> None:
         super().__init__(str(cause))
-        self.model, self.hint = model, getattr(cause, "hint", "")
+        # What a damaged bundle is told to do helps no candidate.
+        self.model, self.hint = model, cause.hint if isinstance(cause, SessionError) else ""
 
 
 def serve(folder: Path, descriptor: int) -> int:

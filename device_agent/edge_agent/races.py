@@ -65,7 +65,7 @@ class Session:
 
     blobs: Blobs
     used: float
-    racing: bool = False
+    child: Child | None = None  # while it races
 
 
 class Races:
@@ -83,7 +83,7 @@ class Races:
         self.sweep()
         session = self._entered(name)
         found = session.blobs.missing(wanted)
-        if sum(blob.size for blob in wanted if not session.blobs.has(blob)) > free_bytes(self._home) and not session.racing:
+        if sum(blob.size for blob in wanted if not session.blobs.has(blob)) > free_bytes(self._home) and session.child is None:
             shutil.rmtree(session.blobs.home / "models", ignore_errors=True)
             session.blobs.keep(blob.digest for blob in wanted)
         return found
@@ -101,11 +101,14 @@ class Races:
         return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, session, race))
 
     def end(self, name: str) -> int:
-        """Remove what it left. The bytes freed; 0 where it has ended already."""
+        """Remove what it left, and end its race if one is under way. The bytes freed; 0 where it has ended already."""
         with self._lock:
             session = self._sessions.pop(name, None)
         if session is None:
             return 0
+        child = session.child
+        if child is not None:
+            child.cancel()
         freed = sum(size_of(path) for path in (session.blobs.home / "blobs").rglob("*") if path.is_file())
         shutil.rmtree(session.blobs.home, ignore_errors=True)
         return freed
@@ -113,7 +116,7 @@ class Races:
     def sweep(self) -> None:
         """End the sessions whose host is gone."""
         with self._lock:
-            old = [name for name, session in self._sessions.items() if time.monotonic() - session.used > _KEPT_S and not session.racing]
+            old = [name for name, session in self._sessions.items() if time.monotonic() - session.used > _KEPT_S and session.child is None]
         for name in old:
             self.end(name)
 
@@ -129,14 +132,8 @@ class Races:
             return self._sessions[name]
 
     def _run(self, job: Job, session: Session, race: Race) -> dict[str, Any]:
-        session.racing = True
-        try:
-            return self._raced(job, session.blobs, race)
-        finally:
-            session.racing, session.used = False, time.monotonic()
-
-    def _raced(self, job: Job, blobs: Blobs, race: Race) -> dict[str, Any]:
         """A model that does not run here is a result. Raises StoreError, or ChildFailed where the device is to blame."""
+        blobs = session.blobs
         question = {
             "before": _laid_out(blobs, race.before),
             "after": _laid_out(blobs, race.after),
@@ -149,6 +146,7 @@ class Races:
             job.stage = stage
 
         with self._deployments.driving(Child("racer", blobs.home, self._home, what="the process that ran both models")) as child:
+            session.child = child
             try:
                 opened = child.ask({"arguments": question}, timeout_s=_OPEN_S, stage=enter)
                 if "failed" in opened:
@@ -157,6 +155,8 @@ class Races:
                 return child.ask({"arguments": {"limit_s": race.limit_s}}, timeout_s=race.limit_s + _SLOWEST_S)
             except ChildDied as error:
                 return {"failed": {"model": job.stage if job.stage in ("before", "after") else None, "message": str(error), "hint": error.hint}}
+            finally:
+                session.child, session.used = None, time.monotonic()
 
 
 def parse(document: Mapping[str, Any]) -> Race:

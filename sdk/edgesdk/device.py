@@ -27,11 +27,13 @@ from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeU
 from edgesdk.progress import Progress, silent
 from edgesdk.replies import (
     Activated,
+    Activation,
     Answer,
     Bench,
     Facts,
+    Freed,
     Held,
-    Job,
+    JobKind,
     JobStarted,
     Kind,
     Launcher,
@@ -39,6 +41,7 @@ from edgesdk.replies import (
     Missing,
     MissingReply,
     Problem,
+    RaceJob,
     Removed,
     Report,
     Status,
@@ -61,6 +64,7 @@ _AGENT = ("sh", "-c", 'exec "${EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}/b
 _CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
 _TRIES = 3
 _RECONNECT_S = 60
+_WAIT_S = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,34 +260,46 @@ class Device:
         """Ask a model; without ``feeds``, its first golden input, and the answer says whether it agrees."""
         if feeds is None:
             return self._reply(Answer, "infer", name, "--golden", "--json", most_bytes=MAX_ANSWER_BYTES)
-        archive = _npz(feeds)
+        archive = npz(feeds)
         return self._reply(Answer, "infer", name, "--json", stdin=_chunks(io.BytesIO(archive), len(archive)), most_bytes=MAX_ANSWER_BYTES)
 
     def bench(self, name: str, *, runs: int = 200, warmup: int = 20) -> Bench:
         """Latency of golden inputs, measured on the device by a local client."""
         return self._reply(Bench, "bench", name, "--runs", str(runs), "--warmup", str(warmup), silence_s=1800)
 
-    def missing(self, blobs: Iterable[Descriptor]) -> tuple[Missing, ...]:
-        """Those of the blobs that it lacks. Raises DeviceError for one that was not asked for."""
+    def missing(self, blobs: Iterable[Descriptor], *, race: str | None = None) -> tuple[Missing, ...]:
+        """Those of the blobs that its store lacks, or that session of a race. Raises DeviceError for one that was not asked for."""
         wanted = {blob.digest: blob.size for blob in blobs}
         question = to_json({"digests": [{"digest": digest, "size": size} for digest, size in wanted.items()]})
-        missing = self._reply(MissingReply, "missing", stdin=[question]).missing
+        missing = self._reply(MissingReply, "missing", *_for_race(race), stdin=[question]).missing
         if not {entry.digest for entry in missing} <= set(wanted):
             raise DeviceError(f"`{self.host}` asks for a blob that is not in the bundle", "is its agent of another version?")
         return missing
 
-    def put(self, blob: Descriptor, offset: int, chunks: Iterable[bytes]) -> None:
-        """Send the rest of a blob. The device checks the digest while it writes."""
-        self.ask("put", blob.digest, str(blob.size), "--offset", str(offset), stdin=chunks)
+    def put(self, blob: Descriptor, offset: int, chunks: Iterable[bytes], *, race: str | None = None) -> None:
+        """Send the rest of a blob, to the store or to a race. The device checks the digest while it writes."""
+        self.ask("put", blob.digest, str(blob.size), "--offset", str(offset), *_for_race(race), stdin=chunks)
+
+    def race(self, start: Callable[[], str]) -> RaceJob:
+        """Start a race, which returns its job, and wait for its end. ``start`` is called again where the agent forgot the job."""
+        return self._finish(RaceJob, start, silent, wait_s=_WAIT_S)
+
+    def start_race(self, session: str, document: Mapping[str, Any]) -> str:
+        """Have two models timed, whose files have been put there for this session. Returns the job."""
+        return self._reply(JobStarted, "race", session, stdin=[to_json(document)]).job
+
+    def end_race(self, session: str) -> Freed:
+        """Have what the session left removed. Twice does no harm."""
+        return self._reply(Freed, "race", session, "--end")
 
     def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False, progress: Progress = silent) -> Activated:
         """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice."""
         flags = [*(["--as-profile"] if as_profile else []), *(["--allow-slow"] if allow_slow else [])]
-        return self._finish(lambda: self._reply(JobStarted, "activate", digest, *flags).job, progress)
+        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags).job, progress)
 
     def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
         """Back to the version that ran before."""
-        return self._finish(lambda: self._reply(JobStarted, "rollback", name).job, progress, repeatable=False)
+        return self._activated(lambda: self._reply(JobStarted, "rollback", name).job, progress, repeatable=False)
 
     def ask(self, *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> dict[str, Any]:
         """One verb of `edge-agent` and its reply. Raises DeviceError with what the agent says."""
@@ -324,16 +340,22 @@ class Device:
                 self._reconnect()
         return None
 
-    def _finish(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True) -> Activated:
-        """Start a job and wait for its end. It goes on by itself when we lose the connection, so we come back and ask.
+    def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True) -> Activated:
+        result = self._finish(Activation, start, progress, repeatable=repeatable).result
+        assert result is not None  # `_finish` returns what has one
+        return result
 
-        Not ``repeatable`` is what goes back two versions when it is asked for twice.
+    def _finish(self, kind: type[JobKind], start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait_s: int = 0) -> JobKind:
+        """Start a job and wait for its end: it has a result then. It goes on by itself when we lose the connection, so we come back and ask.
+
+        Not ``repeatable`` is what goes back two versions when it is asked for twice. The device may take up to ``wait_s`` for an
+        answer, so that no question disturbs what it measures.
         """
         job, pause_s, deadline = "", 0.05, None
         while True:
             try:
                 job = job or start()
-                state = self._reply(Job, "job", job)
+                state = self._reply(kind, "job", job, *(["--wait", str(wait_s)] if wait_s else []))
             except DeviceError as error:
                 if not job or "there is no job" not in str(error):
                     raise
@@ -353,11 +375,10 @@ class Device:
                 progress(state.stage, JOB_STAGES.index(state.stage), len(JOB_STAGES))
             if state.state == "done" and state.result:
                 progress(JOB_STAGES[-1], len(JOB_STAGES), len(JOB_STAGES))
-                return state.result
+                return state
             if state.state != "running":
                 problem = state.error or Problem(message="the agent gives no reason")
-                kind = RolledBack if state.stage == "ask" else DeviceError
-                raise kind(problem.message, problem.hint)
+                raise (RolledBack if state.stage == "ask" else DeviceError)(problem.message, problem.hint)
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, 2.0)
 
@@ -409,6 +430,10 @@ class Device:
         return DeviceError(f"`{self.host}` runs no commands (exit {python.returncode}): {_last_words(python)}", "is its user's login shell one that works?")
 
 
+def _for_race(session: str | None) -> list[str]:
+    return ["--race", session] if session else []
+
+
 def _unique(blobs: Iterable[Descriptor]) -> list[Descriptor]:
     """Two files of the same content are one blob."""
     return list({blob.digest: blob for blob in blobs}.values())
@@ -438,8 +463,8 @@ def _chunks(stream: BinaryIO, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _npz(feeds: Mapping[str, NDArray[Any]]) -> bytes:
-    """Not np.savez: an input may be called `file`, which that takes for its own argument."""
+def npz(feeds: Mapping[str, NDArray[Any]]) -> bytes:
+    """Arrays by name as a file. Not np.savez: an input may be called `file`, which that takes for its own argument."""
     import numpy as np
 
     buffer = io.BytesIO()

@@ -61,7 +61,7 @@ def check(choice: Choice, facts: Facts, host: str) -> None:
     name, have, oldest = choice.description.name, facts.onnxruntime, choice.description.onnxruntime
     vendors = profile.runtime.prefer_installed and not choice.assumed
     if vendors and have is None:
-        raise Refused(f"{where} has no onnxruntime, and {_kind(profile)} wants its vendor's", "install the one that comes with the board's software")
+        raise _no_vendors_runtime(profile, facts, host)
     # Where Python has an onnxruntime of its own that the agent can run on, the agent takes no other.
     own = have is not None and have.where == "system" and version_of(have.version) >= version_of(OLDEST_ONNXRUNTIME)
     if have and (vendors or own) and version_of(have.version) < version_of(oldest):
@@ -72,6 +72,19 @@ def check(choice: Choice, facts: Facts, host: str) -> None:
     weights = sum(layer.size for layer in choice.manifest.layers if layer.file in ("model.onnx", "weights.bin"))
     if facts.memory_bytes and weights > facts.memory_bytes:
         raise Refused(f"`{name}` needs {_size(weights)} of memory, {where} has {_size(facts.memory_bytes)}", "prune or quantize it further")
+
+
+def check_target(profile: Profile, facts: Facts, host: str) -> None:
+    """Whether a speed measured there is one of the profile's hardware. Raises Refused."""
+    check_system(facts, host)
+    if not profiles.recognise(facts.to_dict(), [profile]):
+        recognised = profiles.recognise(facts.to_dict())
+        raise Refused(
+            f"{words(facts, host)} is no {_kind(profile)}: its speed says nothing about one",
+            f"package for `{recognised[0].name}`, or leave `--on` out" if recognised else "leave `--on` out",
+        )
+    if profile.runtime.prefer_installed and facts.onnxruntime is None:
+        raise _no_vendors_runtime(profile, facts, host)
 
 
 def check_system(facts: Facts, host: str) -> None:
@@ -101,6 +114,10 @@ def words(facts: Facts, host: str) -> str:
     if host == LOCAL:
         return f"this {facts.board}" if facts.board else f"this PC ({facts.architecture})"
     return f"`{host}` ({facts.board or facts.architecture})"
+
+
+def _no_vendors_runtime(profile: Profile, facts: Facts, host: str) -> Refused:
+    return Refused(f"{words(facts, host)} has no onnxruntime, and {_kind(profile)} wants its vendor's", "install the one that comes with the board's software")
 
 
 def old_python(host: str, version: str) -> Refused:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from edgesdk.errors import DeviceError
 
@@ -152,8 +152,48 @@ class Job(Reply):
 
     state: Literal["running", "done", "failed"]
     stage: Text = ""
-    result: Activated | None = None
+    result: Reply | None = None
     error: Problem | None = None
+
+
+class Activation(Job):
+    result: Activated | None = None
+
+
+class Ran(Reply):
+    """What one of two models ran on."""
+
+    provider: Text
+    nodes: Text = ""
+
+
+class Times(Reply):
+    """Two models in pairs, raw: nanoseconds before and after."""
+
+    pairs_ns: Annotated[tuple[tuple[PositiveInt, PositiveInt], ...], Field(min_length=1, max_length=1000)]
+    warmup: Count
+    before: Ran
+    after: Ran
+    threads: Count
+    onnxruntime: Text
+    governor: Text | None = None
+    temperature_c: float | None = None
+
+
+class ModelProblem(Problem):
+    """``model`` is None where the device cannot tell which of the two it was."""
+
+    model: Literal["before", "after"] | None = None
+
+
+class ModelFailed(Reply):
+    """One of the two does not run there."""
+
+    failed: ModelProblem
+
+
+class RaceJob(Job):
+    result: Times | ModelFailed | None = None
 
 
 class AgentStatus(Reply):
@@ -260,6 +300,10 @@ class Bench(Reply):
     device: dict[str, Any] = {}
 
 
+class Freed(Reply):
+    freed_bytes: Count = 0
+
+
 class Held(Reply):
     held: dict[str, Count]
 
@@ -269,6 +313,7 @@ class Launcher(Reply):
 
 
 Kind = TypeVar("Kind", bound=Reply)
+JobKind = TypeVar("JobKind", bound=Job)
 
 
 def framed(stdout: bytes) -> dict[str, Any] | None:

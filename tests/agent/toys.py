@@ -78,6 +78,13 @@ def counter() -> bytes:
     return _packed(nodes, [_info("n", TensorProto.INT64, [])], [_info("sum", TensorProto.FLOAT, [])], start)
 
 
+def layers(count: int, width: int = 256) -> bytes:
+    """``count`` matrix products one after the other, x of [any, 256]: as slow as one likes."""
+    nodes = [helper.make_node("MatMul", [f"x{i}" if i else "x", "w"], [f"x{i + 1}" if i + 1 < count else "y"]) for i in range(count)]
+    weights = numpy_helper.from_array(np.eye(width, dtype=np.float32), "w")
+    return _packed(nodes, [_info("x", TensorProto.FLOAT, ["n", width])], [_info("y", TensorProto.FLOAT, ["n", width])], [weights])
+
+
 def logarithm() -> bytes:
     """y = log(x): NaN and infinity on demand."""
     return _packed([helper.make_node("Log", ["x"], ["y"])], [_info("x", TensorProto.FLOAT, ["n"])], [_info("y", TensorProto.FLOAT, ["n"])], [])

@@ -1,0 +1,145 @@
+"""Candidates timed on the device that they are for: two models against each other, in pairs, in a process of its agent.
+
+    with racing("pi", profile, feeds) as racer:
+        racer.race(model_files(before), model_files(after), limit_s=3).speedup
+
+The device is set up as `deploy` does it. What is active there stays so; what was sent for the races is removed at the end, and by
+the device itself where the connection is cut for good.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from edge_agent.bundle import Descriptor, digest_of
+from edgesdk import device, preflight
+from edgesdk.benchmark import Paired, summary
+from edgesdk.device import Device
+from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
+from edgesdk.profiles import Profile
+from edgesdk.progress import Progress, silent
+from edgesdk.replies import Facts, ModelProblem, Times
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Files = Mapping[str, bytes]  # a model's own: `model.onnx`, and `weights.bin` where there is one
+
+MOST_FEEDS = 200
+MOST_FEED_BYTES = 64 << 20
+_MODELS = {"before": "the first of two models", "after": "the second of two models", None: "one of two models"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raced(Paired):
+    """Two models in pairs, and where. ``providers`` are those that onnxruntime took: of the model before, and of the one after."""
+
+    host: str
+    device: str
+    providers: tuple[str, str]
+    nodes: tuple[str, str]
+    threads: int
+    onnxruntime: str
+    governor: str | None
+    temperature_c: float | None
+
+
+@contextmanager
+def racing(host: str, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> Iterator[Racer]:
+    """Races on ``host`` while the context lasts, with the profile's providers, their options and its threads.
+
+    Of the ``feeds``, arrays by the name of their input, the first ones are asked: at most 200, and 64 MB. Raises Refused where the
+    host is no device of the profile or cannot run the agent, ConnectionFailed, and DeviceError.
+    """
+    with device.connect(host) as there:
+        facts = there.facts()
+        preflight.check_target(profile, facts, host)
+        plan = device.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
+        preflight.check_space(plan.needed_bytes, facts, host)
+        device.set_up(there, facts, plan, progress)
+        racer = Racer(there, facts, profile, feeds, progress)
+        try:
+            yield racer
+        finally:
+            with suppress(EdgeSDKError):  # the device removes it by itself within the hour
+                there.end_race(racer.session)
+
+
+class Racer:
+    """A device that is ready to time models. ``facts`` are what it said of itself before it was set up."""
+
+    def __init__(self, there: Device, facts: Facts, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> None:
+        self.facts = facts
+        self.session = secrets.token_hex(8)
+        self._device, self._profile, self._progress = there, profile, progress
+        self._inputs = list(feeds[0])
+        self._feeds = _packed(feeds, self._inputs)
+
+    def race(self, before: Files, after: Files, *, limit_s: float) -> Raced:
+        """Time both for about ``limit_s`` seconds, and at least 20 pairs. What the device has of an earlier race is not sent again.
+
+        Raises ModelError where the second model does not run there, DeviceError where the first does not or the device fails,
+        and ConnectionFailed.
+        """
+        contents = {digest_of(data): data for data in chain(before.values(), after.values(), [self._feeds])}
+        document = {
+            "before": {name: _described(data) for name, data in before.items()},
+            "after": {name: _described(data) for name, data in after.items()},
+            "feeds": _described(self._feeds),
+            "inputs": self._inputs,
+            "profile": self._profile.to_dict(),
+            "limit_s": limit_s,
+        }
+
+        def start() -> str:
+            self._device.persistently(lambda: self._send(contents))
+            return self._device.start_race(self.session, document)
+
+        result = self._device.race(start).result
+        if not isinstance(result, Times):
+            assert result is not None  # `Device.race` returns what has one
+            raise self._failed(result.failed)
+        return Raced(
+            **asdict(summary(result.pairs_ns, result.warmup)),
+            host=self._device.host,
+            device=self.facts.board or self.facts.cpu_model or self.facts.architecture,
+            providers=(result.before.provider, result.after.provider),
+            nodes=(result.before.nodes, result.after.nodes),
+            threads=result.threads,
+            onnxruntime=result.onnxruntime,
+            governor=result.governor,
+            temperature_c=result.temperature_c,
+        )
+
+    def _send(self, contents: Mapping[str, bytes]) -> None:
+        missing = self._device.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=self.session)
+        for done, entry in enumerate(missing):
+            self._progress("send candidates", done, len(missing))
+            data = contents[entry.digest]
+            offset = min(entry.offset, len(data))
+            self._device.put(Descriptor(entry.digest, len(data)), offset, [data[offset:]], race=self.session)
+
+    def _failed(self, problem: ModelProblem) -> EdgeSDKError:
+        kind = DeviceError if problem.model == "before" else ModelError
+        return kind(f"`{self._device.host}` cannot run {_MODELS[problem.model]}: {problem.message}", problem.hint)
+
+
+def _packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) -> bytes:
+    """As the agent's `race.read_feeds` takes them: members `0.0`, `0.1`, by the places of feed and input."""
+    arrays: dict[str, NDArray[Any]] = {}
+    size = 0
+    for index, feed in enumerate(feeds[:MOST_FEEDS]):
+        size += sum(feed[name].nbytes for name in inputs)
+        if index and size > MOST_FEED_BYTES:
+            break
+        arrays.update({f"{index}.{place}": feed[name] for place, name in enumerate(inputs)})
+    return device.npz(arrays)
+
+
+def _described(data: bytes) -> dict[str, Any]:
+    return {"digest": digest_of(data), "size": len(data)}
