@@ -8,6 +8,7 @@ An entry's strings are what the command line takes: `edgesdk package MODEL --eva
 tests/suite/ocr_rec.py:calibration`. What is not in the repository `make suite-data` fetches. README.md says where each comes from.
 """
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ SUITE = (
     _entry("minilm", FETCHED, "paraphrase-MiniLM-L3-v2", "sentences"),
     _entry("bilstm", COMMITTED, "bilstm_vowels", "vowels"),
 )
+
+
+def edgesdk_digest() -> str:
+    """Of all that decides what `edgesdk package` makes: results of another digest are not taken for this one's."""
+    state = hashlib.sha256()
+    for path in sorted([*(REPOSITORY / "sdk").rglob("*.py"), *(REPOSITORY / "profiles").glob("*.toml")]):
+        state.update(path.read_bytes())
+    return state.hexdigest()[:12]
 
 
 def chosen(names: Iterable[str]) -> list[Entry]:
