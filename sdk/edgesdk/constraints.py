@@ -23,6 +23,12 @@ _PER_CHANNEL_OPSET = 13
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
 _ALIKE = ("MaxPool", "Concat", "Pad", "Slice", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")  # the DPU keeps their position
 _SIGMOIDS = ("Sigmoid", "HardSigmoid")
+# Operators that round activations by their range at the moment, and which of their inputs are weights, [inputs, outputs] or a stack of such.
+_DYNAMIC: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("DynamicQuantizeLinear", "ConvInteger"), ()),
+    **dict.fromkeys(("MatMulInteger", "com.microsoft::DynamicQuantizeMatMul", "com.microsoft::MatMulIntegerToFloat"), (1,)),
+    "com.microsoft::DynamicQuantizeLSTM": (1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ def _versions(model: Model, profile: Profile) -> Iterator[Violation]:
     opset, newest = graph.opset(model), profile.graph.max_opset
     if newest and opset > newest:
         yield Violation("", "opset", str(opset), f"at most {newest}", "export the model with an older opset")
-    needed, installed = graph.needed_onnxruntime(opset, graph.ir_version(model)), profile.runtime.onnxruntime
+    needed, installed = graph.oldest_onnxruntime(model), profile.runtime.onnxruntime
     if installed and _version(needed) > _version(installed):
         yield Violation("", "onnxruntime", f"needs {needed}", f"the board has {installed}", "export the model with an older opset")
     for each in _quantized(model):
@@ -102,6 +108,14 @@ def _number_formats(model: Model, profile: Profile) -> Iterator[Violation]:
     schemes = profile.quantization.schemes
     if "int8" not in schemes and (first := next(_quantized(model), None)):
         yield Violation(first.name, "scheme", "8-bit operators", " or ".join(schemes), "this hardware is no faster with 8 bits, or has none")
+    told: set[tuple[str, ...]] = set()
+    for node in graph.nodes(model):
+        formats = _formats_with(node)
+        if formats and formats not in told and not set(formats) & set(schemes):
+            told.add(formats)
+            yield Violation(
+                str(node.name), "scheme", f"{graph.qualified(node)} of {formats[0]}", " or ".join(schemes), "quantize with one of this profile's schemes"
+            )
     for info in (*graph.inputs(model), *graph.outputs(model)):
         if info.dtype == "float16" and "float16" not in schemes:
             yield Violation("", "scheme", f"`{info.name}` is float16", " or ".join(schemes), "export the model in float32")
@@ -110,6 +124,16 @@ def _number_formats(model: Model, profile: Profile) -> Iterator[Violation]:
             yield Violation(
                 str(node.name), "float32 island", f"{node.op_type} in float16", "float32", "use the pass `to_float16` with the profile's `keep_float32`"
             )
+
+
+def _formats_with(node: onnx_ir.Node) -> tuple[str, ...]:
+    """The schemes whose files hold such an operator; none where every file may."""
+    if graph.qualified(node) in _DYNAMIC:
+        return ("dynamic-int8",)
+    if graph.qualified(node) == "com.microsoft::MatMulNBits":
+        return (f"weights-int{node.attributes['bits'].as_int() if 'bits' in node.attributes else 4}",)
+    table = graph.constant(node.inputs[0]) if node.op_type == "Gather" and not node.domain else None
+    return ("dynamic-int8", "weights-int8", "weights-int4") if table is not None and table.dtype == np.int8 else ()
 
 
 def _activations(model: Model, profile: Profile) -> Iterator[Violation]:
@@ -150,6 +174,17 @@ def _weights(model: Model, profile: Profile) -> Iterator[Violation]:
             yield Violation(name, "weight axis", str(each.axis), str(_output_axis(user, each.integers.ndim)), "one scale for each output channel")
         if not (np.isfinite(each.scale).all() and (each.scale > 0).all()):
             yield Violation(name, "weight scale", _told(each.scale), "positive numbers", "")
+
+
+def _dynamic_weights(model: Model, profile: Profile) -> Iterator[Violation]:
+    if not profile.quantization.reduce_range:
+        return
+    for node in graph.nodes(model):
+        stacks = [graph.constant(node.inputs[place]) for place in _DYNAMIC.get(graph.qualified(node), ())]
+        matrices = [matrix for stack in stacks if stack is not None and stack.dtype == np.int8 for matrix in stack.reshape(-1, *stack.shape[-2:])]
+        if any(saturation.possible(matrix, 1) for matrix in matrices):
+            found = "two weights of a channel that come to more than 128"
+            yield Violation(str(node.name), "saturation", found, "16-bit sums that hold", 'quantize with `reduce_range`, or `weights = "uint8"`')
 
 
 def _biases(model: Model, profile: Profile) -> Iterator[Violation]:
@@ -209,7 +244,7 @@ def _shifts_of(node: onnx_ir.Node, read: list[int | None], written: int) -> Iter
             yield "position", position, (written, written)
 
 
-_RULES: tuple[_Rule, ...] = (_versions, _operators, _static_shapes, _number_formats, _activations, _weights, _biases, _powers_of_two, _shifts)
+_RULES: tuple[_Rule, ...] = (_versions, _operators, _static_shapes, _number_formats, _activations, _weights, _dynamic_weights, _biases, _powers_of_two, _shifts)
 
 
 def _quantized(model: Model) -> Iterator[_Quantized]:

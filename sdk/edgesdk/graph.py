@@ -49,6 +49,11 @@ _NAMES = "edgesdk.names"  # a graph's note of the tensor names in it
 _RUNTIMES = (("1.16.0", 19, 9), ("1.17.0", 20, 9), ("1.18.0", 21, 10), ("1.21.0", 22, 10), ("1.23.0", 23, 11))
 
 
+# ONNX Runtime release whose CPU provider computes MatMulNBits of so many bits. Tried on x86-64 with nine releases from 1.16.0 to 1.24.1: 1.22.0
+# has 8 bits with `accuracy_level` 4 only. For ARM64 8 bits came with microsoft/onnxruntime#25110, labelled release:1.23.0; not tried there.
+_BLOCKWISE = {4: "1.17.0", 8: "1.23.0"}
+
+
 @dataclass(frozen=True)
 class Summary:
     """What there is to know of a model without running it."""
@@ -183,6 +188,15 @@ def needed_onnxruntime(opset: int, ir_version: int) -> str:
         if opset <= newest_opset and ir_version <= newest_ir_version:
             return release
     return str(onnxruntime.__version__)
+
+
+def oldest_onnxruntime(model: Model) -> str:
+    """The oldest ONNX Runtime release, from 1.16.0 on, that reads the model and has kernels for its weights of few bits."""
+    needed = [needed_onnxruntime(opset(model), ir_version(model))]
+    for node in nodes(model):
+        if qualified(node) == "com.microsoft::MatMulNBits":
+            needed.append(_BLOCKWISE.get(node.attributes["bits"].as_int() if "bits" in node.attributes else 4, onnxruntime.__version__))
+    return max(needed, key=lambda release: [int(part) for part in release.split(".")[:3] if part.isdigit()])
 
 
 def clone(model: Model) -> Model:

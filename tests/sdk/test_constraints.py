@@ -12,6 +12,7 @@ from edgesdk.passes.quantize import SETTINGS
 from edgesdk.profiles import Profile
 from tests import digits
 from tests.sdk.small_models import build, node, numbers
+from tests.sdk.transformers import block, lstm
 
 IMAGE = {"x": (1, 4, 6, 6)}
 ANY = (None, None, None, None)
@@ -142,3 +143,39 @@ def test_an_island_in_float16_is_found_out() -> None:
     profile = profiles.find("jetson")
     assert rules(passes.to_float16(model), profile) == {"float32 island"}
     assert rules(passes.to_float16(model, keep_float32=profile.quantization.keep_float32), profile) == set()
+
+
+@pytest.mark.parametrize(
+    ("made", "formats"),
+    [
+        (passes.quantize_dynamic(block()), {"dynamic-int8"}),
+        (passes.quantize_dynamic(block(), operators=["Gather"]), {"dynamic-int8", "weights-int8", "weights-int4"}),
+        (passes.quantize_weights(block()), {"weights-int8"}),
+        (passes.quantize_weights(block(), bits=4), {"weights-int4"}),
+        (passes.quantize_dynamic(lstm(inputs=3, hidden=4, direction="bidirectional")), {"dynamic-int8"}),
+    ],
+)
+def test_formats_that_a_profile_does_not_list_are_found_out(made: Model, formats: set[str]) -> None:
+    for name in ("jetson-orin", "kria-kv260"):
+        assert "scheme" in rules(made, profiles.find(name))
+    for scheme in ("dynamic-int8", "weights-int8", "weights-int4"):
+        assert rules(made, listing(scheme)) == (set() if scheme in formats else {"scheme"})
+
+
+def listing(scheme: str) -> Profile:
+    """The x86 profile with that scheme and float32."""
+    profile = profiles.find("x86-cpu")
+    return profile.model_copy(update={"quantization": profile.quantization.model_copy(update={"schemes": (scheme, "float32")})})
+
+
+def test_dynamic_weights_that_saturate_are_found_out() -> None:
+    recurrent = lstm(inputs=3, hidden=4, direction="bidirectional")
+    for model in (block(), recurrent):
+        assert rules(passes.quantize_dynamic(model, reduce_range=False), listing("dynamic-int8")) == {"saturation"}
+        assert rules(passes.quantize_dynamic(model, weights="uint8"), listing("dynamic-int8")) == set()
+
+
+def test_weights_that_the_boards_runtime_cannot_read_are_found_out() -> None:
+    profile = listing("weights-int8")
+    old = profile.model_copy(update={"runtime": profile.runtime.model_copy(update={"onnxruntime": "1.22.0"})})
+    assert rules(passes.quantize_weights(block()), old) == {"onnxruntime"}

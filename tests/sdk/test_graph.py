@@ -1,12 +1,13 @@
 """Models are read without trust, written the same each time, and errors are sentences."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 
-from edgesdk import graph
+from edgesdk import graph, passes
 from edgesdk.errors import ModelError
 from tests import digits
 from tests.sdk.small_models import DATA, assert_same_function, build, node, numbers, proto
@@ -59,6 +60,13 @@ def test_a_file_is_as_old_as_its_operators_allow() -> None:
     assert graph.needed_onnxruntime(20, 9) == "1.17.0"
     assert graph.needed_onnxruntime(19, 10) == "1.18.0"
     assert graph.needed_onnxruntime(22, 10) == "1.21.0"
+
+
+@pytest.mark.parametrize(("bits", "release"), [(4, "1.17.0"), (8, "1.23.0")])
+def test_weights_of_few_bits_want_a_younger_runtime(bits: Literal[4, 8], release: str) -> None:
+    model = build([node("MatMul", ["x", "w"], ["y"])], inputs=VECTOR, outputs={"y": (None, 4)}, weights={"w": numbers(4, 4)})
+    assert graph.oldest_onnxruntime(model) == "1.16.0"
+    assert graph.oldest_onnxruntime(passes.quantize_weights(model, bits=bits)) == release
 
 
 def test_a_model_is_described() -> None:

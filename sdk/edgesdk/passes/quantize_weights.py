@@ -23,10 +23,6 @@ from edgesdk.passes._tables import quantize_tables
 OPERATORS = ("MatMul", "Gemm", "Gather")
 LEAST_BLOCK = 16
 
-# The oldest onnxruntime whose CPU provider computes MatMulNBits of so many bits. Tried on x86-64, release by release; 1.22 has 8 bits,
-# but on x86 only, and with accuracy level 4 only (ARM64: microsoft/onnxruntime#25110, labelled 1.23.0).
-NEEDED = {4: "1.17.0", 8: "1.23.0"}
-
 _SHARES = {8: np.ones(1), 4: np.linspace(1.0, 0.6, 17)}  # of a block's range that its scale holds
 
 
@@ -122,7 +118,7 @@ def _fitted(blocks: Array, steps: Array, scale: Array) -> Array:
 def _check(bits: int, block_size: int, operators: Sequence[str]) -> None:
     if unknown := [name for name in operators if name not in OPERATORS]:
         raise ModelError(f"`{unknown[0]}` has no form with block-wise weights", f"name some of {', '.join(OPERATORS)}")
-    if bits not in NEEDED:
+    if bits not in _SHARES:
         raise ModelError(f"onnxruntime has no kernel for weights of {bits} bits", "take 8 or 4")
     if block_size < LEAST_BLOCK or block_size & (block_size - 1):
         raise ModelError(f"a block of {block_size} weights is none that onnxruntime has a kernel for", "take 32 or 128: a power of two from 16 on")
