@@ -16,6 +16,12 @@ READ = (0, 7)  # Add, Sub: greatest input - least input
 ADD_WRITE = (-7, 25)  # Add, Sub: least input - output
 MUL_WRITE = (0, 32)  # Mul: sum of the inputs - output
 SWISH_WRITE = (0, 15)  # the Mul of x and a sigmoid of x
+SIGMOID_READ = (0, 15)  # HardSigmoid: 3 has to be a whole number of steps
+SIGMOID_WRITTEN = 7  # the coarsest it may answer at, at which 1 is 127: finer ones hold less than half of what it answers
+BIAS = (0, 15)  # Conv, Gemm: weight + input - bias as passes choose it, so that the sum of products never has to be shifted for it
+
+FURTHEST = 60  # positions either side of 0, so that products of scales are numbers of float32
+MOST = 2**24 - 2**22  # what a sum of products may come to: float32 holds every whole number up to 2^24, and the bias, shifted, takes up to 2^22
 
 LOWEST, HIGHEST = -128, 127
 
@@ -32,8 +38,8 @@ def of_scale(scale: float) -> int | None:
 
 
 def widest(bound: float) -> int:
-    """The finest position that still holds values up to this bound."""
-    return floor(log2(HIGHEST / bound)) if bound > 0 else 0
+    """The finest position that still holds values up to this bound, if any of those that float32 computes with does."""
+    return min(max(floor(log2(HIGHEST / bound)), -FURTHEST), FURTHEST) if bound > 0 else 0
 
 
 def best_for(values: Array, counts: Array | None = None, *, finer: int = 3) -> int:

@@ -14,6 +14,7 @@ from edgesdk import graph
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
 from edgesdk.passes.affine_to_conv import affine_to_conv
+from edgesdk.passes.equalize import equalize
 from edgesdk.passes.factor_sums import factor_sums
 from edgesdk.passes.fix_shapes import fix_shapes
 from edgesdk.passes.fold_affine import fold_affine
@@ -24,6 +25,8 @@ from edgesdk.passes.merge_convolutions import merge_convolutions
 from edgesdk.passes.merge_duplicates import merge_duplicates
 from edgesdk.passes.pad_channels import pad_channels
 from edgesdk.passes.quantize import quantize
+from edgesdk.passes.quantize_dynamic import quantize_dynamic
+from edgesdk.passes.quantize_weights import quantize_weights
 from edgesdk.passes.raise_opset import raise_opset
 from edgesdk.passes.recognise_global_pool import recognise_global_pool
 from edgesdk.passes.recognise_hard_sigmoid import recognise_hard_sigmoid
@@ -32,6 +35,8 @@ from edgesdk.passes.recognise_layer_norm import recognise_layer_norm
 from edgesdk.passes.recognise_softmax import recognise_softmax
 from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
+from edgesdk.passes.rewrite_for_dpu import rewrite_for_dpu
+from edgesdk.passes.smooth import smooth
 from edgesdk.passes.to_float16 import to_float16
 from edgesdk.sampling import Samples
 
@@ -42,6 +47,7 @@ __all__ = [
     "Step",
     "affine_to_conv",
     "apply",
+    "equalize",
     "factor_sums",
     "fix_shapes",
     "fold_affine",
@@ -52,6 +58,8 @@ __all__ = [
     "merge_duplicates",
     "pad_channels",
     "quantize",
+    "quantize_dynamic",
+    "quantize_weights",
     "raise_opset",
     "recognise_global_pool",
     "recognise_hard_sigmoid",
@@ -60,6 +68,8 @@ __all__ = [
     "recognise_softmax",
     "remove_identities",
     "remove_unused",
+    "rewrite_for_dpu",
+    "smooth",
     "to_float16",
 ]
 
@@ -72,23 +82,28 @@ PASSES: dict[str, Callable[..., Model]] = {
     "fold_constants": fold_constants,
     "remove_identities": remove_identities,
     "fold_batch_norm": fold_batch_norm,
-    "fold_affine": fold_affine,
-    "affine_to_conv": affine_to_conv,
-    "recognise_hard_swish": recognise_hard_swish,
-    "recognise_global_pool": recognise_global_pool,
+    "recognise_softmax": recognise_softmax,
     "recognise_layer_norm": recognise_layer_norm,
     "recognise_hard_sigmoid": recognise_hard_sigmoid,
-    "recognise_softmax": recognise_softmax,
-    "pad_channels": pad_channels,
-    "merge_convolutions": merge_convolutions,
+    "recognise_global_pool": recognise_global_pool,
+    "recognise_hard_swish": recognise_hard_swish,
+    "fold_affine": fold_affine,
     "factor_sums": factor_sums,
+    "merge_convolutions": merge_convolutions,
+    "affine_to_conv": affine_to_conv,
+    "pad_channels": pad_channels,
     "merge_duplicates": merge_duplicates,
     "remove_unused": remove_unused,
+    "rewrite_for_dpu": rewrite_for_dpu,
+    "equalize": equalize,
+    "smooth": smooth,
     "quantize": quantize,
+    "quantize_dynamic": quantize_dynamic,
+    "quantize_weights": quantize_weights,
     "to_float16": to_float16,
 }
 
-NEEDS_SAMPLES = frozenset({"quantize"})
+NEEDS_SAMPLES = frozenset({"quantize", "smooth"})
 
 # Exact: the function stays what it was, up to rounding.
 SIMPLIFY = (

@@ -1,110 +1,149 @@
 """Positions for the Vitis DPU: each tensor's own by least squared error, then lowered until every shift fits its register."""
 
+from dataclasses import dataclass, field
+
 import numpy as np
 import onnx_ir
 
-from edgesdk import positions
-from edgesdk.calibration import HISTOGRAM_BINS, Range
+from edgesdk import dpu, graph, positions
+from edgesdk.calibration import Range
 from edgesdk.graph import Array, Model
 from edgesdk.passes._grids import Grid, Grids
-from edgesdk.passes._sites import MOVING, Site
+from edgesdk.passes._sites import MOVING, WEIGHTED, Site, absorbed_by, axis_of
 
-_ALIKE = MOVING | {"Concat", "Pad", "Resize"}  # the DPU reads and writes these at one position
-_SIGMOIDS = {"Sigmoid", "HardSigmoid"}
+_ALIKE = MOVING | {"Concat", "Pad", "Resize", *dpu.POOLS}  # the DPU reads and writes these at one position
 
 Key = str | tuple[str, int]  # an activation's name, or a node's name and the place of a constant operand
-Positions = dict[Key, int]
 
 
 def fixed_point(work: Model, sites: list[Site], found: dict[str, Range]) -> Grids:
     """Scales that are powers of two, within the bounds of `edgesdk.positions`."""
-    at: Positions = {name: _best(seen) for name, seen in found.items()}
-    at.update({(str(site.node.name), place): positions.best_for(array) for site in sites for place, array in site.operands()})
-    alike = [keys for node in work.graph if node.op_type in _ALIKE and len(keys := _around(node, at)) > 1]
-    while any([_level(keys, at) for keys in alike] + [_fit(site, at) for site in sites]):
+    at = _Positions(_alike(work))
+    for name, seen in found.items():
+        at.hold(name, _best(seen))
+    for site in sites:
+        for place, array in site.operands():
+            at.hold((str(site.node.name), place), positions.best_for(array))
+        if dpu.is_hard_sigmoid(site.node) and site.output is not None:
+            at.bind(_read(site, 0), *positions.SIGMOID_READ)
+            at.bind(str(site.output.name), positions.SIGMOID_WRITTEN, positions.SIGMOID_WRITTEN)
+    while sum(_fit(site, at) for site in sites):
         pass
 
     def operand(site: Site, place: int, _array: Array) -> Grid:
         return _grid(at[str(site.node.name), place])
 
     def weight(site: Site, array: Array, given: Grid) -> Grid:
-        position = _position(fixed_point_weight(array))
+        position = positions.best_for(array, finer=2)
         if site.output is not None:
             between = at[str(site.output.name)] - _position(given)
             position = min(max(position, positions.CUT[0] + between), positions.CUT[1] + between)
+        while _sums_beyond(site, array, position):
+            position -= 1
         return _grid(position)
 
-    def bias(site: Site, array: Array, given: Grid, weight: Grid) -> Grid:
+    def bias(_site: Site, array: Array, given: Grid, weight: Grid) -> Grid:
         product = _position(weight) + _position(given)
-        cut = product - at[str(site.output.name)] if site.output is not None else 0
-        low, high = positions.bias_bounds(cut)
-        return _grid(min(max(positions.best_for(array, finer=0), product - high), product - low))
+        return _grid(min(max(positions.best_for(array, finer=0), product - positions.BIAS[1]), product - positions.BIAS[0]))
 
     return Grids({name: _grid(at[name]) for name in found}, operand, weight, bias)
 
 
-def fixed_point_weight(array: Array) -> Grid:
-    """Where weights lie best, before shifts are looked at."""
-    return _grid(positions.best_for(array, finer=2))
-
-
 def _best(seen: Range) -> int:
-    if seen.counts is None or seen.bound == 0:
+    if seen.centres is None or seen.bound == 0:
         return positions.widest(seen.bound)
-    step = 2 * seen.bound / HISTOGRAM_BINS
-    return positions.best_for((np.arange(HISTOGRAM_BINS) + 0.5) * step - seen.bound, seen.counts)
+    return positions.best_for(seen.centres, seen.counts)
 
 
-def _around(node: onnx_ir.Node, at: Positions) -> list[Key]:
-    """The positions of what a node reads and writes."""
-    keys: list[Key] = [str(value.name) for value in (*node.inputs, *node.outputs) if value is not None]
-    keys += [(str(node.name), place) for place in range(len(node.inputs))]
-    return [key for key in keys if key in at]
+@dataclass
+class _Positions:
+    """Of everything that is 8-bit; what lies alike has one. They only ever fall, and not below what binds them."""
+
+    first: dict[Key, Key]  # of those that lie alike
+    _at: dict[Key, int] = field(default_factory=dict)
+    _bounds: dict[Key, tuple[int, int]] = field(default_factory=dict)
+
+    def __getitem__(self, key: Key) -> int:
+        return self._at[self.first.get(key, key)]
+
+    def hold(self, key: Key, position: int) -> None:
+        """No finer than this."""
+        first = self.first.get(key, key)
+        self._at[first] = min(position, self._at.get(first, position))
+
+    def bind(self, key: Key, low: int, high: int) -> None:
+        """Neither finer nor coarser."""
+        first = self.first.get(key, key)
+        before = self._bounds.get(first, (low, high))
+        self._bounds[first] = low, high = max(low, before[0]), min(high, before[1])
+        self._at[first] = max(min(self._at[first], high), low)
+
+    def lower(self, key: Key, position: int) -> bool:
+        """To this, or as far as may be. Whether that changes anything."""
+        first = self.first.get(key, key)
+        position = max(position, self._bounds[first][0]) if first in self._bounds else position
+        if self._at[first] <= position:
+            return False
+        self._at[first] = position
+        return True
+
+    def room(self, key: Key) -> int:
+        """By how much it can be lowered."""
+        first = self.first.get(key, key)
+        return self._at[first] - self._bounds[first][0] if first in self._bounds else 1 << 10
 
 
-def _level(keys: list[Key], at: Positions) -> bool:
-    """All of them at the lowest. Whether anything changed."""
-    lowest = min(at[key] for key in keys)
-    changed = [_lower(key, lowest, at) for key in keys]
-    return any(changed)
+def _alike(work: Model) -> dict[Key, Key]:
+    """For all that has to lie at one position with something else, the same one of them."""
+    first: dict[Key, Key] = {}
+    for node in work.graph:
+        if node.domain or node.op_type not in _ALIKE or (node.op_type == "Resize" and not _takes_nearest(node)):
+            continue
+        data = range(len(node.inputs)) if node.op_type == "Concat" else (0,)
+        keys: list[Key] = [(str(node.name), place) if graph.constant(node.inputs[place]) is not None else _name(node.inputs[place]) for place in data]
+        after = absorbed_by(node)
+        keys += [_name(value) for value in (node.outputs[0], *(after.outputs if after is not None else ()))]
+        joined = {first.get(key, key) for key in keys}
+        least = min(joined, key=str)
+        first.update({key: least for key, one in first.items() if one in joined} | dict.fromkeys((*keys, *joined), least))
+    return first
 
 
-def _fit(site: Site, at: Positions) -> bool:
+def _takes_nearest(node: onnx_ir.Node) -> bool:
+    return "mode" not in node.attributes or node.attributes["mode"].as_string() == "nearest"
+
+
+def _name(value: onnx_ir.Value | None) -> str:
+    return "" if value is None else str(value.name)
+
+
+def _fit(site: Site, at: _Positions) -> bool:
     """Lower what an Add, Sub or Mul reads or writes until its shifts fit. Whether anything changed."""
     if site.output is None or site.node.op_type not in ("Add", "Sub", "Mul"):
         return False
     output = str(site.output.name)
-    inputs = [key for place in sorted((*site.data, *site.constants)) for key in _read(site, place)]
+    inputs = [_read(site, place) for place in sorted((*site.data, *site.constants))]
     if site.node.op_type == "Mul":
-        low, high = positions.SWISH_WRITE if is_swish(site.node) else positions.MUL_WRITE
+        low, high = positions.SWISH_WRITE if dpu.is_swish(site.node) else positions.MUL_WRITE
         total = sum(at[key] for key in inputs)
-        finest = max(inputs, key=lambda key: at[key])
-        return any([_lower(output, total - low, at), _lower(finest, at[finest] - (total - at[output] - high), at)])
+        finest = max(inputs, key=lambda key: (at.room(key) > 0, at[key]))
+        return any([at.lower(output, total - low), at.lower(finest, at[finest] - (total - at[output] - high))])
     least = min(at[key] for key in inputs)
-    changed = [_lower(key, min(least + positions.READ[1], at[output] + positions.ADD_WRITE[1]), at) for key in inputs]
-    return any([*changed, _lower(output, least - positions.ADD_WRITE[0], at)])
+    changed = [at.lower(key, min(least + positions.READ[1], at[output] + positions.ADD_WRITE[1])) for key in inputs]
+    return any([*changed, at.lower(output, least - positions.ADD_WRITE[0])])
 
 
-def is_swish(node: onnx_ir.Node) -> bool:
-    """Whether the Mul is of x and a sigmoid of x."""
-    for value, gate in (node.inputs, reversed(node.inputs)):
-        producer = gate.producer() if gate is not None else None
-        if producer is not None and producer.op_type in _SIGMOIDS and producer.inputs[0] is value:
-            return True
-    return False
+def _sums_beyond(site: Site, array: Array, position: int) -> bool:
+    """Whether products with these weights may add up to more than float32 counts one by one: onnxruntime would round where the DPU does not."""
+    integers = np.abs(_grid(position).integers(array).astype(np.int64))
+    axis = axis_of(site.node) if site.node.op_type in WEIGHTED else -1
+    sums = integers.sum(axis=tuple(place for place in range(array.ndim) if place != axis % array.ndim))
+    return bool(sums.max(initial=0) * -positions.LOWEST > positions.MOST)
 
 
-def _read(site: Site, place: int) -> list[Key]:
+def _read(site: Site, place: int) -> Key:
     value = site.node.inputs[place]
-    key: Key = (str(site.node.name), place) if place in site.constants or value is None else str(value.name)
-    return [key]
-
-
-def _lower(key: Key, position: int, at: Positions) -> bool:
-    if at[key] <= position:
-        return False
-    at[key] = position
-    return True
+    return (str(site.node.name), place) if place in site.constants or value is None else str(value.name)
 
 
 def _grid(position: int) -> Grid:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir
 
-from edgesdk import graph
+from edgesdk import dpu, graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
 
@@ -119,7 +119,9 @@ def data_of(node: onnx_ir.Node) -> list[onnx_ir.Value | None]:
 
 
 def absorbed_by(node: onnx_ir.Node) -> onnx_ir.Node | None:
-    """The Relu or Clip that alone reads what the node answers."""
+    """The Relu or Clip that alone reads what the node answers; of what the DPU has to correct, the correction."""
+    if (correcting := dpu.correcting(node)) is not None:
+        return correcting
     value = node.outputs[0]
     if node.op_type in _ABSORBED or len(value.uses()) != 1 or value.is_graph_output() or value.dtype not in (None, onnx_ir.DataType.FLOAT):
         return None
