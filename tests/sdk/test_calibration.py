@@ -91,7 +91,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
     model, peaks = graph.load(digits.MODEL), []
     names = [str(each.outputs[0].name) for each in model.graph if each.op_type == "Conv"]
     for count in (256, 256, 1256):  # the first warms caches up
-        np.savez(tmp_path / "c.npz", image=np.zeros((count, 1, 28, 28), np.float32))
+        np.savez(tmp_path / "c.npz", image=numbers(count, 1, 28, 28))
         tracemalloc.start()
         calibration.ranges(model, names, sampling.load(tmp_path / "c.npz", model), histograms=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -139,21 +139,31 @@ def test_samples_run_together_where_that_is_the_same_and_cheap(monkeypatch: pyte
     sizes: list[int] = []
     seen = calibration._seen
 
-    def noted(session: Any, names: list[str], batch: list[Feeds], *, histograms: bool) -> Any:
+    def noted(session: Any, axes: dict[str, int | None], batch: list[Feeds], *, histograms: bool) -> Any:
         sizes.append(len(batch))
-        return seen(session, names, batch, histograms=histograms)
+        return seen(session, axes, batch, histograms=histograms)
 
     monkeypatch.setattr(calibration, "_seen", noted)
     rows = [{"x": numbers(1, 3, seed=i)} for i in range(40)]
-    found = calibration.ranges(squared(), ["m"], sampling.of(rows, squared()), histograms=True)
+    model = build(
+        [node("Mul", ["x", "x"], ["m"]), node("Transpose", ["m"], ["t"]), node("Add", ["w", "w"], ["ww"]), node("Add", ["m", "ww"], ["y"])],
+        inputs={"x": ("n", 3)},
+        outputs={"y": (None, 3), "t": (3, None)},
+        weights={"w": numbers(1, 3)},
+    )
+    found = calibration.ranges(model, ["m", "t", "ww", "y"], sampling.of(rows, model), histograms=True)
     assert sizes == [32, 8]
+    with monkeypatch.context() as patched:
+        patched.setattr(calibration, "BATCH_BYTES", 0)
+        assert same(calibration.ranges(model, ["m", "t", "ww", "y"], sampling.of(rows, model), histograms=True), found)
     mixing = build([node("ReduceMax", ["x"], ["m"], axes=[0], keepdims=1), node("Relu", ["m"], ["y"])], inputs={"x": ("n", 3)}, outputs={"y": (None, 3)})
     for model in (mixing, build([node("Mul", ["x", "x"], ["m"]), node("Relu", ["m"], ["y"])], inputs={"x": (1, 3)}, outputs={"y": (1, 3)})):
         sizes.clear()
         calibration.ranges(model, ["m"], sampling.of(rows, model))
         assert sizes == [1] * 40
-    monkeypatch.setattr(calibration, "BATCH_BYTES", 0)
-    assert same(calibration.ranges(squared(), ["m"], sampling.of(rows, squared()), histograms=True), found)
+    sizes.clear()
+    calibration.ranges(squared(), ["m"], sampling.of(rows[:1] * 3, squared()))  # two alike tell nothing
+    assert sizes == [1] * 3
 
 
 def test_tensors_too_large_to_be_fetched_at_once_are_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
