@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgesdk.device import connect, deploy
     from edgesdk.errors import EdgeSDKError
-    from edgesdk.packaging import Packaged, Request, optimize, package, verify
+    from edgesdk.packaging import Packaged, Request, optimize, package
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
+    from edgesdk.verification import verify
 
 __all__ = ["EdgeSDKError", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "verify"]
 
@@ -35,7 +36,7 @@ _HOMES = {
     "find_profile": "profiles",
     "optimize": "packaging",
     "package": "packaging",
-    "verify": "packaging",
+    "verify": "verification",
 }
 
 

@@ -49,6 +49,14 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What a candidate loses on the selection half, and the standard error of that: other samples will differ by about as much."""
+
+    drop: float
+    doubt: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judge:
     """Scores a model. ``evaluate(run)`` gives one score a sample, or a single number."""
 
@@ -94,10 +102,11 @@ class Judge:
             source=self.source if halved else f"{self.source}, selected and judged on the same samples",
         )
 
-    def selection_drop(self, before: Scores, after: Scores) -> float:
-        """How much a candidate loses on the half that candidates are ranked on."""
+    def selection(self, before: Scores, after: Scores) -> Loss:
+        """How much a candidate loses on the half that candidates are ranked on; no doubt where all that there is is one number."""
         before, after = (selection_half(scores) for scores in self._matched(before, after))
-        return float(before.mean() - after.mean())
+        drops = before - after
+        return Loss(float(drops.mean()), float(drops.std(ddof=1)) / math.sqrt(len(drops)) if len(drops) > 1 else 0.0)
 
     def _matched(self, before: Scores, after: Scores) -> tuple[Scores, Scores]:
         if before.shape != after.shape:

@@ -6,8 +6,10 @@ kernel_ms(model, feeds, threads=1)       # {"conv_3": 0.41, ...}, onnxruntime's 
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from edgesdk import graph
 from edgesdk.graph import Feeds, Model
 
 _KERNEL = "_kernel_time"
+_RENAMED = re.compile(r"_token_\d+$")  # onnxruntime's suffix for what it made of a node
+_FUSED = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
 PROFILED_RUNS = 12
 
 
@@ -47,9 +51,9 @@ def macs(model: Model, of_run: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
 
 
 def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str, float]:
-    """The median time of each kernel that onnxruntime runs on this machine's CPU, by the name that it gives its node, in ms.
+    """The median time that onnxruntime's kernels take on this machine's CPU, in ms, by the node that they compute.
 
-    A kernel into which several operators were fused bears the name of one of them, or one of onnxruntime's own.
+    Under "" is what belongs to no node of the model: changes of layout, and fusions that bear a name of onnxruntime's own.
     """
     with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
         session = graph.session(model, threads=threads, profile=Path(folder, "profile"))
@@ -60,7 +64,39 @@ def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
             times.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"])
-    return {name: float(np.median(each)) / 1000 for name, each in times.items()}
+    of = {f"{value.name}_nchwc": _layer(node) for node in model.graph for value in node.outputs} | {str(node.name): str(node.name) for node in model.graph}
+    found: dict[str, float] = {}
+    for kernel, each in times.items():
+        node = of.get(_RENAMED.sub("", kernel), "")
+        found[node] = found.get(node, 0.0) + float(np.median(each)) / 1000
+    return found
+
+
+def _layer(node: onnx_ir.Node) -> str:
+    """The node that the blocked kernel which answers in the place of this one is about: it bears the name of what the last fused one answers."""
+    while node.op_type in _FUSED:
+        before = [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
+        if not before:
+            break
+        node = next((producer for producer in reversed(before) if producer.op_type == "Conv"), before[0])
+    return str(node.name)
+
+
+@cache
+def conversion_ms_per_element() -> float:
+    """What it takes one core here to make an integer of a float and a float of it again, in ms."""
+    shape = [1, 32, 64, 64]
+    value = onnx_ir.val("x", onnx_ir.DataType.FLOAT, shape)
+    scale, zero_point = (onnx_ir.val(name, const_value=onnx_ir.tensor(array, name=name)) for name, array in (("s", np.float32(0.1)), ("z", np.uint8(8))))
+    to_integers = onnx_ir.node("QuantizeLinear", [value, scale, zero_point], name="quantize")
+    to_floats = onnx_ir.node("DequantizeLinear", [to_integers.outputs[0], scale, zero_point], name="dequantize")
+    to_integers.outputs[0].name, to_floats.outputs[0].name = "q", "y"
+    to_floats.outputs[0].type, to_floats.outputs[0].shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape(shape)
+    inner = onnx_ir.Graph(
+        [value], [to_floats.outputs[0]], nodes=[to_integers, to_floats], initializers=[scale, zero_point], opset_imports={"": 13}, name="conversion"
+    )
+    times = kernel_ms(onnx_ir.Model(inner, ir_version=8), [{"x": np.ones(shape, np.float32)}], threads=1)
+    return sum(times.values()) / prod(shape)
 
 
 def _macs(node: onnx_ir.Node, of_run: Mapping[str, tuple[int, ...]]) -> int:

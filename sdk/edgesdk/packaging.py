@@ -5,34 +5,29 @@
 Read `package` and `_package_for` first: they are the whole story, top to bottom.
 """
 
-import json
 import os
 import resource
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from edge_agent import bundle, probe
-from edge_agent import golden as answers
-from edge_agent.bundle import Contents, Layout, Manifest
-from edge_agent.worker import Session, open_session
-from edgesdk import constraints, golden, graph, passes, profiles, recipe, sampling
-from edgesdk.accuracy import AGREEMENT, Accuracy, Judge, Run, Scores
-from edgesdk.benchmark import Paired, compare
-from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
-from edgesdk.graph import Feeds, Model
+from edge_agent.bundle import Contents, Layout
+from edgesdk import constraints, evidence, golden, graph, profiles, recipe, search
+from edgesdk.accuracy import AGREEMENT, Accuracy
+from edgesdk.benchmark import Paired
+from edgesdk.errors import BudgetMissed, ConstraintViolated, ProjectError
+from edgesdk.evidence import Race
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
-from edgesdk.recipe import Candidate, Choice, Plan, Step
-from edgesdk.sampling import Samples
+from edgesdk.recipe import Plan, Step
+from edgesdk.search import QUICK, THOROUGH, Candidate, Choice
+from edgesdk.source import Source, model_files, runner
 
-GENERATED_SAMPLES = 32
+FINAL_RACE_S = 6.0
 ORIGINAL = "original"
 SLOWER = 0.98  # an exact rewriting whose speed-up surely lies below this is not worth shipping
 TOOLS = ("edgesdk", "numpy", "onnx", "onnx-ir", "onnxruntime")
@@ -51,6 +46,7 @@ class Request:
     labels: Path | None = None
     release: int | None = None
     steps: tuple[Step, ...] | None = None  # replay this recipe instead of choosing one
+    quick: bool = False  # try little
     force: bool = False
 
 
@@ -95,36 +91,31 @@ class Packaged:
 def package(request: Request, progress: Progress = silent) -> list[Packaged]:
     """Package a model for each profile into one bundle. Raises an EdgeSDKError, and then nothing is written."""
     check_output(request.output, request.name, force=request.force)
-    source = Source.load(request)
-    made = [_package_for(profile, source, request.steps, progress) for profile in request.profiles]
+    progress("read and score the model", 0, 0)
+    source = Source.load(request.model, calibration=request.calibration, evaluate=request.evaluate, labels=request.labels)
+    made = [_package_for(profile, source, request, progress) for profile in request.profiles]
     release = request.release or _next_release(request, made)
     bundle.write(request.output, [one.contents(request.name, release) for one in made])
     return [one.packaged(request, release) for one in made]
 
 
-def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | None, progress: Progress) -> "Made":
+def _package_for(profile: Profile, source: Source, request: Request, progress: Progress) -> "Made":
     """profile → recipe → passes → constraints → judged → budget → golden answers."""
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
-    replay = [Plan("replayed", recipe.scheme_of(steps), steps)] if steps is not None else None
-    plans = replay or recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes)
-    choice = recipe.choose(
-        plans,
-        build=source.build,
-        drop=lambda model: source.judge.selection_drop(source.scores, source.scored(model, optimize=here)),
-        race=_race(source, profile) if here and not replay else None,
-        max_drop=profile.budget.max_drop,
-        progress=progress,
-    )
-    accuracy = source.judged(choice, optimize=here)
-    if accuracy.drop > profile.budget.max_drop:  # it passed the selection by luck; the exact model stands by
-        choice, accuracy = _float_instead(source, choice, accuracy, plans, optimize=here)
+    race = evidence.race_here(profile, source.held_back) if here else None
+    choice = _choice(profile, source, request, race, progress, here=here)
+    accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
+    if accuracy.drop > profile.budget.max_drop and request.steps is None:  # it passed the selection by luck; the exact model stands by
+        choice, accuracy = _float_instead(profile, source, choice, accuracy, optimize=here)
     if violations := constraints.check(choice.model, profile):
         raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
-    speed = _timed(source, choice.model, profile, progress) if here else None
-    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and not replay and not constraints.check(source.model, profile):
+    progress("time original and result", 0, 0)
+    speed = race(source.model, choice.model, FINAL_RACE_S) if race else None
+    untouched = not constraints.check(source.model, profile)
+    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and request.steps is None and untouched:
         choice, speed = _original_kept(source, choice, speed)
-        accuracy = source.judged(choice, optimize=here)
+        accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
     files = model_files(choice.model)
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
@@ -132,121 +123,27 @@ def _package_for(profile: Profile, source: "Source", steps: tuple[Step, ...] | N
     return Made(profile, source, choice, accuracy, speed, answers, files, time.monotonic() - began)
 
 
+def _choice(profile: Profile, source: Source, request: Request, race: Race | None, progress: Progress, *, here: bool) -> Choice:
+    """The recipe that is asked for, or the one that the search finds."""
+    if request.steps is not None:
+        plan, model = source.build(Plan("replayed", recipe.scheme_of(request.steps), request.steps))
+        return Choice(plan, model, (Candidate(plan, note="taken"),))
+    return search.choose(
+        recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes),
+        evidence.gather(source, profile, race, here=here),
+        max_drop=profile.budget.max_drop,
+        least_share=profile.quantization.least_share,
+        effort=QUICK if request.quick else THOROUGH,
+        progress=progress,
+    )
+
+
 def optimize(model: Path, profile: Profile, output: Path, samples: str | None, progress: Progress = silent) -> dict[str, Any]:
     """The model alone that `package` would ship, written to ``output`` with its weights inside. Raises an EdgeSDKError."""
     request = Request(model=model, profiles=(profile,), name="model", output=output, calibration=samples)
-    source = Source.load(request)
-    made = _package_for(profile, source, None, progress)
+    made = _package_for(profile, Source.load(model, calibration=samples), request, progress)
     graph.save_as(made.choice.model, output)
     return {"model": str(output), **made.packaged(request, 1).to_dict()}
-
-
-def verify(path: Path) -> list[dict[str, Any]]:
-    """Digests of every blob, the constraints of each profile, and its golden answers where this machine can give them.
-
-    Raises BundleError, ConstraintViolated or ModelError at the first thing that is not as it should be.
-    """
-    with Layout.open(path) as layout:
-        layout.verify()
-        return [_verified(layout, profile, manifest) for profile, manifest in layout.manifests().items()]
-
-
-def _verified(layout: Layout, profile: str, manifest: Manifest) -> dict[str, Any]:
-    description = layout.description(manifest)
-    rules = profiles.parse(bundle.parse_json(layout.blob(manifest.layer("profile.json").digest), "profile.json"), layout.name)
-    with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
-        for layer in manifest.layers:
-            Path(folder, layer.file).write_bytes(layout.blob(layer.digest))
-        model = graph.load(Path(folder, "model.onnx"))
-        if violations := constraints.check(model, rules):
-            raise ConstraintViolated(f"`{layout.name}` does not obey `{profile}`: {violations[0]}", "package the model again")
-        here = profiles.resembles(rules, probe.facts())
-        run = runner(model, optimize=here, threads=1)
-        try:
-            samples = answers.load(Path(folder, "golden.npz"), description)
-            worst = answers.worst_of([answers.compare(sample.answers, run(sample.feeds), description) for sample in samples])
-        except answers.Differs as error:
-            raise ModelError(f"`{layout.name}` for `{profile}` does not give its golden answers here: {error}", "package the model again") from error
-    return {
-        "profile": profile,
-        "name": description.name,
-        "release": description.release,
-        "digest": manifest.digest,
-        "golden": {"samples": len(samples), **worst.to_dict()},
-    }
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The model as it was given, its samples and its judge: the same for every profile."""
-
-    digest: str
-    size_bytes: int
-    model: Model
-    samples: Samples | None  # the user's, for calibration
-    held_back: tuple[Feeds, ...]  # those that calibration never sees
-    judge: Judge
-    run: Run
-    scores: Scores  # of the original
-    labels: bytes | None
-    _built: dict[str, tuple[tuple[Step, ...], Model]] = field(default_factory=dict, repr=False)
-    _scored: dict[tuple[int, bool], tuple[Model, Scores]] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def load(cls, request: Request) -> "Source":
-        """Raises ModelError, SampleError or EvaluationError."""
-        model = graph.load(request.model)
-        graph.check(model)
-        run = runner(model)
-        samples, held_back = None, sampling.generated(model, GENERATED_SAMPLES, seed=0)
-        if request.calibration is not None:
-            samples, held_back = sampling.load(request.calibration, model).split()
-        spared = tuple(held_back)
-        feeds = spared or tuple(samples or ())
-        kind = "generated inputs" if not request.calibration else "held-back calibration samples" if spared else "calibration samples, none held back"
-        judge = Judge.load(request.evaluate, run, feeds, held_back_source=f"{len(feeds)} {kind}")
-        labels = read_labels(request.labels) if request.labels else None
-        size_bytes = sum(map(len, model_files(model).values()))
-        digest = bundle.digest_of_file(request.model)
-        return cls(digest, size_bytes, model, samples, feeds, judge, run, judge.scores(run), labels)
-
-    @property
-    def inputs(self) -> list[str]:
-        return [tensor.name for tensor in graph.inputs(self.model)]
-
-    @property
-    def outputs(self) -> list[str]:
-        return [tensor.name for tensor in graph.outputs(self.model)]
-
-    @property
-    def shapes(self) -> dict[str, list[int]]:
-        """Of the first sample: what an input is fixed to where a profile wants that."""
-        return {name: list(array.shape) for name, array in self.held_back[0].items()}
-
-    def build(self, plan: Plan) -> tuple[Plan, Model]:
-        """The plan's model, and the plan with only those steps that changed something. Plans that begin alike share that work."""
-        steps: tuple[Step, ...] = ()
-        model, given = self.model, ""
-        for step in plan.steps:
-            given += json.dumps(step, sort_keys=True)
-            if given not in self._built:
-                changed = passes.apply([step], model, self.samples)
-                same = changed is model or graph.to_bytes(changed) == graph.to_bytes(model)
-                self._built[given] = (steps, model) if same else ((*steps, step), changed)
-            steps, model = self._built[given]
-        return replace(plan, steps=steps), model
-
-    def judged(self, choice: Choice, *, optimize: bool) -> Accuracy:
-        """The verdict on the judging samples, with how many candidates were scored on the way."""
-        candidates = sum(candidate.drop is not None for candidate in choice.tried)
-        return self.judge.compare(self.scores, self.scored(choice.model, optimize=optimize), candidates=candidates)
-
-    def scored(self, model: Model, *, optimize: bool) -> Scores:
-        """The judge's scores, asked for once a model."""
-        key = (id(model), optimize)
-        if key not in self._scored:
-            self._scored[key] = (model, self.judge.scores(runner(model, optimize=optimize)))
-        return self._scored[key][1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,57 +242,20 @@ class Made:
     def _why_untouched(self) -> str:
         if self.choice.plan.label == ORIGINAL:
             return "rewriting it made it slower here"
-        if any(candidate.plan.label.endswith(recipe.NOTHING) for candidate in self.choice.tried):
-            return recipe.NOTHING
+        if any(candidate.plan.label.endswith(search.NOTHING) for candidate in self.choice.tried):
+            return search.NOTHING
         return "no pass changes anything in it"
 
 
-def runner(model: Model, *, optimize: bool = True, threads: int | None = None) -> Run:
-    """The model on this machine's CPU. Without ``optimize`` int8 is computed as the file says, not as this CPU's kernels do it."""
-    return partial(graph.run, graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1))
-
-
-def model_files(model: Model) -> dict[str, bytes]:
-    """`model.onnx`, and `weights.bin` where there are many weights."""
-    proto, weights = graph.to_bytes(model)
-    return {"model.onnx": proto, **({"weights.bin": weights} if weights else {})}
-
-
-def _race(source: Source, profile: Profile) -> Callable[[Model], Paired]:
-    """Times a candidate against our own float file, which is what it has to beat."""
-    _, best_float = source.build(recipe.float_plan(profile, source.shapes))
-    return lambda candidate: _paired(best_float, candidate, profile, source.held_back, limit_s=3)
-
-
-def _timed(source: Source, model: Model, profile: Profile, progress: Progress) -> Paired:
-    progress("time original and result", 0, 0)
-    return _paired(source.model, model, profile, source.held_back, limit_s=6)
-
-
-def _paired(before: Model, after: Model, profile: Profile, feeds: tuple[Feeds, ...], *, limit_s: float) -> Paired:
-    with _opened(before, profile) as first, _opened(after, profile) as second:
-        return compare(first.run, second.run, feeds, limit_s=limit_s)
-
-
-@contextmanager
-def _opened(model: Model, profile: Profile) -> Iterator[Session]:
-    """The model as the agent would run it."""
-    with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
-        for name, data in model_files(model).items():
-            Path(folder, name).write_bytes(data)
-        yield open_session(Path(folder), profile.to_dict())
-
-
-def _float_instead(source: Source, choice: Choice, accuracy: Accuracy, plans: Sequence[Plan], *, optimize: bool) -> tuple[Choice, Accuracy]:
+def _float_instead(profile: Profile, source: Source, choice: Choice, accuracy: Accuracy, *, optimize: bool) -> tuple[Choice, Accuracy]:
     """The float model where the profile takes one, since the winner of the selection did not hold before the judge."""
-    exact = next((plan for plan in plans if plan.scheme == "float32"), None)
-    if exact is None or choice.plan.scheme == "float32":
+    if "float32" not in profile.quantization.schemes or choice.plan.scheme == "float32":
         return choice, accuracy
-    plan, model = source.build(exact)
+    plan, model = source.build(recipe.float_plan(profile, source.shapes))
     lost = f"loses {accuracy.drop:.4f} on the judging samples"
     tried = tuple(replace(candidate, note=lost) if candidate.plan == choice.plan else candidate for candidate in choice.tried)
     kept = Choice(plan, model, (*tried, Candidate(plan, note="taken instead")))
-    return kept, source.judged(kept, optimize=optimize)
+    return kept, source.judged(plan, candidates=choice.scored, optimize=optimize)
 
 
 def _original_kept(source: Source, choice: Choice, speed: Paired) -> tuple[Choice, Paired]:
@@ -467,30 +327,3 @@ def check_output(output: Path, name: str, *, force: bool) -> None:
         parent = parent.parent
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ProjectError(f"`{parent}` is no folder that can be written", "choose another -o")
-
-
-def read_labels(path: Path) -> bytes:
-    """One class name a line. Raises SampleError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SampleError(f"the labels `{path}` cannot be read: {error}", "a text file in UTF-8, one class name a line") from error
-    return text.encode()
-
-
-def read_recipe(path: Path, profile: str) -> tuple[Step, ...]:
-    """The steps in a `recipe.json`, or those of a bundle for that profile. Raises ProjectError."""
-    try:
-        if path.suffix == ".json":
-            steps = json.loads(path.read_bytes())
-        else:
-            with Layout.open(path) as layout:
-                steps = json.loads(layout.blob(layout.manifests()[profile].layer("recipe.json").digest))
-    except (OSError, ValueError, KeyError) as error:
-        raise ProjectError(f"there is no recipe for `{profile}` in `{path}`: {error}", "give a recipe.json, or a bundle that has this profile") from error
-    known = isinstance(steps, list) and all(
-        isinstance(step, dict) and step.get("pass") in passes.PASSES and isinstance(step.get("settings"), dict) for step in steps
-    )
-    if not known:
-        raise ProjectError(f"`{path}` is no recipe", f'a list of {{"pass": name, "settings": {{}}}}; the passes are {", ".join(passes.PASSES)}')
-    return tuple(steps)

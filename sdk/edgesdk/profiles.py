@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge_agent.bundle import NAME
 from edgesdk.errors import ProfileError
 
-Scheme = Literal["float32", "int8", "float16"]
+Scheme = Literal["float32", "int8", "float16", "dynamic-int8", "weights-int8", "weights-int4"]
 
 
 class _Table(BaseModel):
@@ -59,7 +59,7 @@ class Quantization(_Table):
     schemes: tuple[Scheme, ...] = Field(
         ("float32",), min_length=1, description="to try, in order of preference; the first ships where speed cannot be measured"
     )
-    activations: Literal["int8", "uint8"] = "int8"
+    activations: Literal["int8", "uint8", "int16", "uint16"] = "int8"
     symmetric: bool = Field(default=True, description="activations' zero points are the middle of their range")
     per_channel: bool = Field(default=True, description="one weight scale an output channel")
     reduce_range: bool = Field(default=False, description="7-bit weights: no saturation in 16-bit sums")
@@ -67,6 +67,7 @@ class Quantization(_Table):
     bias: Literal["int32", "int8", "float32"] = Field("int32", description="what a bias is stored as")
     operators: tuple[str, ...] = Field(("Conv", "ConvTranspose", "Gemm", "MatMul"), description="operators whose inputs are quantized")
     outputs: bool = Field(default=True, description="what these operators answer is quantized too, as onnxruntime's integer kernels want it")
+    least_share: float = Field(0.0, ge=0, le=1, description="share of the multiply-accumulates that must be 8-bit: what is not runs elsewhere")
     keep_float32: tuple[str, ...] = Field((), description="operators that stay float32 in a float16 model")
 
 

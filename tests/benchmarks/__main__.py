@@ -15,7 +15,7 @@ import onnxruntime
 from edge_agent import connect
 from edgesdk import graph, passes, sampling
 from edgesdk.benchmark import Paired, compare
-from edgesdk.packaging import runner
+from edgesdk.source import runner
 from tests import digits
 
 TWO_COMMANDS = """

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgesdk import graph, passes, profiles, sampling
-from edgesdk.packaging import runner
+from edgesdk.source import runner
 from tests.sdk.small_models import assert_same_function
 
 REPOSITORY = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ import pytest
 
 from edge_agent import golden as answers
 from edge_agent.bundle import BundleError, Layout
-from edgesdk import graph, packaging, profiles
+from edgesdk import graph, packaging, profiles, recipe, verification
 from edgesdk.errors import BudgetMissed, ProjectError
 from edgesdk.packaging import Packaged, Request
 from tests import digits
@@ -72,7 +72,7 @@ def test_the_reported_accuracy_is_that_of_the_file_in_the_bundle(packaged: Packa
 
 
 def test_the_bundle_verifies_and_carries_its_evidence_apart(packaged: Packaged) -> None:
-    assert packaging.verify(packaged.bundle)[0]["golden"]["difference"] == 0
+    assert verification.verify(packaged.bundle)[0]["golden"]["difference"] == 0
     with Layout.open(packaged.bundle) as layout:
         manifest = layout.manifests()["raspberry-pi-5"]
         evidence = layout.evidence(manifest)
@@ -107,7 +107,7 @@ def test_a_replayed_recipe_gives_the_same_manifest_also_under_load(folder: Path,
     for thread in busy:
         thread.start()
     try:
-        steps = packaging.read_recipe(packaged.bundle, "raspberry-pi-5")
+        steps = recipe.read(packaged.bundle, "raspberry-pi-5")
         here = packaging.package(request_for(folder, "raspberry-pi-5", output=tmp_path / "here", steps=steps))[0]
     finally:
         stop.set()
@@ -147,7 +147,7 @@ def test_one_bundle_holds_several_profiles(folder: Path, tmp_path: Path) -> None
     with Layout.open(tmp_path / "b.tar") as layout:
         layout.verify()
         assert list(layout.manifests()) == ["jetson", "arm-cpu"]
-    assert [one["profile"] for one in packaging.verify(tmp_path / "b.tar")] == ["jetson", "arm-cpu"]
+    assert [one["profile"] for one in verification.verify(tmp_path / "b.tar")] == ["jetson", "arm-cpu"]
 
 
 def test_a_damaged_blob_is_found(packaged: Packaged, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_damaged_blob_is_found(packaged: Packaged, tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     blob.write_bytes(data)
     with pytest.raises(BundleError, match=r"`model\.onnx` of `copy` differs"):
-        packaging.verify(copy)
+        verification.verify(copy)
 
 
 @pytest.mark.parametrize("what", ["file", "other bundle"])

@@ -1,96 +1,63 @@
-"""The recipe is chosen by evidence: fastest within the budget, else the float model, else nothing."""
+"""What is worth trying follows from the profile, and a recipe that was written is read as it was."""
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from edgesdk import graph, profiles, recipe
-from edgesdk.errors import BudgetMissed, ModelError
-from edgesdk.progress import silent
-from edgesdk.recipe import Choice, Plan
-
-
-@dataclass(frozen=True)
-class Speed:
-    speedup: float
-
-    @property
-    def faster(self) -> bool:
-        return self.speedup > 1.02
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"speedup": self.speedup}
+from edgesdk import passes, profiles, recipe
+from edgesdk.errors import ProjectError
 
 
-QUANTIZE = {"pass": "quantize", "settings": {}}
-FLOAT, ALL, SOME = Plan("float32", "float32", ()), Plan("all", "int8", (QUANTIZE,)), Plan("some", "int8", (QUANTIZE,))
+@pytest.mark.parametrize("name", profiles.names())
+def test_each_scheme_of_a_profile_is_a_plan_in_its_order(name: str) -> None:
+    profile = profiles.find(name)
+    options = recipe.plans(profile, calibrated=True, shapes={})
+    assert [option.scheme for option in options] == list(profile.quantization.schemes)
+    assert [recipe.scheme_of(option.steps) for option in options] == list(profile.quantization.schemes)
+    assert all(step["pass"] in passes.PASSES for option in options for step in option.steps)
 
 
-def choose(plans: list[Plan], drops: dict[str, float], speeds: dict[str, float] | None, broken: tuple[str, ...] = ()) -> Choice:
-    """The choice where each plan's model, accuracy and speed are as given. Models are known by their graph's name."""
-
-    def build(plan: Plan) -> tuple[Plan, graph.Model]:
-        if plan.label in broken:
-            raise ModelError("it cannot be built")
-        model = graph.clone(MODEL)
-        model.graph.name = plan.label
-        return plan, model
-
-    race = None if speeds is None else (lambda model: Speed(speeds[str(model.graph.name)]))
-    return recipe.choose(plans, build=build, drop=lambda model: drops[str(model.graph.name)], race=race, max_drop=0.01, progress=silent)
-
-
-MODEL = graph.load(Path(__file__).parents[1] / "data" / "resnet8_mnist.onnx")
-
-
-def test_the_fastest_within_the_budget_is_taken() -> None:
-    choice = choose([ALL, SOME, FLOAT], {"all": 0.0, "some": 0.0, "float32": 0.0}, {"all": 1.5, "some": 1.2})
-    assert choice.plan is ALL
-
-
-def test_a_faster_one_beyond_the_budget_is_passed_over_and_says_why() -> None:
-    choice = choose([ALL, SOME, FLOAT], {"all": 0.2, "some": 0.005, "float32": 0.0}, {"all": 1.5, "some": 1.2})
-    assert choice.plan is SOME
-    assert "loses 0.2000" in choice.tried[0].note
-
-
-def test_int8_that_is_not_faster_loses_to_float() -> None:
-    choice = choose([ALL, SOME, FLOAT], {"all": 0.0, "some": 0.0, "float32": 0.0}, {"all": 0.6, "some": 1.01})
-    assert choice.plan is FLOAT
-    assert choice.tried[0].note == "not faster than float32"
-    assert choice.tried[0].drop is None  # nobody had to evaluate it
-
-
-def test_without_a_measurement_the_profiles_order_decides() -> None:
-    assert choose([ALL, FLOAT], {"all": 0.0, "float32": 0.0}, None).plan is ALL
-    assert choose([FLOAT, ALL], {"all": 0.0, "float32": 0.0}, None).plan is FLOAT
-    assert choose([ALL, FLOAT], {"all": 0.5, "float32": 0.0}, None).plan is FLOAT
-
-
-def test_a_plan_that_cannot_be_built_is_told_and_passed_over() -> None:
-    choice = choose([ALL, FLOAT], {"float32": 0.0}, None, broken=("all",))
-    assert choice.plan is FLOAT
-    assert choice.tried[0].note == "it cannot be built"
-
-
-def test_nothing_within_the_budget_names_the_closest() -> None:
-    with pytest.raises(BudgetMissed, match="cannot be kept") as missed:
-        choose([ALL, SOME], {"all": 0.2, "some": 0.05}, None)
-    assert "0.0500" in missed.value.hint
-
-
-def test_int8_plans_need_calibration_and_shrink_from_one_to_the_next() -> None:
-    profile = profiles.find("x86-cpu")
-    with_samples = [plan for plan in recipe.plans(profile, calibrated=True, shapes={}) if plan.scheme == "int8"]
-    sizes = [len(plan.steps[-1]["settings"]["operators"]) for plan in with_samples]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == len(sizes) == 3
-    assert [plan.scheme for plan in recipe.plans(profile, calibrated=False, shapes={})] == ["float32"]
+def test_without_samples_nothing_is_calibrated() -> None:
+    schemes = [option.scheme for option in recipe.plans(profiles.find("x86-cpu"), calibrated=False, shapes={})]
+    assert "int8" not in schemes
+    assert "float32" in schemes
 
 
 def test_shapes_are_fixed_where_the_profile_wants_that() -> None:
     first = recipe.float_plan(profiles.find("fpga-vitis"), {"x": [1, 3]}).steps[0]
     assert first == {"pass": "fix_shapes", "settings": {"shapes": {"x": [1, 3]}}}
     assert all(step["pass"] != "fix_shapes" for step in recipe.float_plan(profiles.find("x86-cpu"), {"x": [1, 3]}).steps)
+
+
+NAMES = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | NAMES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+STEPS = st.fixed_dictionaries({"pass": st.sampled_from(sorted(passes.PASSES)), "settings": st.dictionaries(NAMES, VALUES, max_size=4)})
+
+
+@given(steps=st.lists(STEPS, max_size=5))
+def test_a_recipe_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, steps: list[recipe.Step]) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe.to_toml(steps, "for a test\nin two lines"), encoding="utf-8")
+    if steps:
+        assert list(recipe.read(path, "x86-cpu")) == steps
+    else:
+        with pytest.raises(ProjectError, match="is no recipe"):
+            recipe.read(path, "x86-cpu")
+
+
+STEP = "[[steps]]\npass = 'quantize'\n"
+
+
+@pytest.mark.parametrize("text", ["steps = 3", "steps = [1]", "[[steps]]\npass = 'nonsense'", STEP + "settings = 3", STEP + "more = 1", "not toml", ""])
+def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ProjectError, match="recipe"):
+        recipe.read(tmp_path / "recipe.toml", "x86-cpu")

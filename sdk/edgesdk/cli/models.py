@@ -42,6 +42,7 @@ def package(
 ) -> None:
     """Convert, compress, prove and package a model for one or more profiles."""
     from edgesdk import packaging, profiles, project
+    from edgesdk import recipe as recipes
     from edgesdk.errors import ProjectError
 
     here = project.load(Path())
@@ -66,7 +67,7 @@ def package(
         evaluate=evaluate or here.evaluate,
         labels=labels or (Path(here.labels) if here.labels else None),
         release=release,
-        steps=packaging.read_recipe(recipe, chosen[0].name) if recipe else None,
+        steps=recipes.read(recipe, chosen[0].name) if recipe else None,
         force=force,
     )
     with progress() as advance:
@@ -77,9 +78,9 @@ def package(
 
 def verify(bundle: Annotated[Path, typer.Argument(help="a bundle: folder or .tar")], *, as_json: AsJson = False) -> None:
     """Check a bundle: digests, its profile's constraints, and the golden answers on this machine."""
-    from edgesdk import packaging
+    from edgesdk import verification
 
-    checked = packaging.verify(bundle)
+    checked = verification.verify(bundle)
     rows = [
         (one["profile"], one["name"], one["release"], one["digest"][7:19], f"{one['golden']['difference']:.2g} of {one['golden']['tolerance']:.2g} allowed")
         for one in checked

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir
 
 from edgesdk import calibration, graph
-from edgesdk.calibration import Progress
+from edgesdk.calibration import NEED_HISTOGRAMS, Method, Progress, clipped
 from edgesdk.graph import Model
 from edgesdk.passes._fixed_point import fixed_point
 from edgesdk.passes._grids import Grid, Levels, by_magnitude
@@ -39,7 +39,13 @@ class Scheme:
     power_of_two: bool = False
     bias: Literal["int32", "int8", "float32"] = "int32"
     outputs: bool = True  # what these operators answer is quantized too: onnxruntime's kernels want it, TensorRT does not
+    method: Method = "minmax"  # how much of what was seen the integers span
     exclude: Sequence[str] = ()  # names of nodes that stay float32
+
+    @property
+    def count(self) -> int:
+        """Of the integers."""
+        return int(2 ** np.iinfo(self.activations).bits)
 
     @property
     def first_opset(self) -> int:
@@ -72,7 +78,8 @@ def quantize(model: Model, *, samples: Samples, progress: Progress | None = None
         return model
     graph.infer_shapes(work)
     around = sites(work, names, outputs=scheme.outputs, float_output=not scheme.power_of_two)
-    found = calibration.ranges(work, tensors(around), samples, histograms=scheme.power_of_two, progress=progress)
+    counted = scheme.power_of_two or scheme.method in NEED_HISTOGRAMS
+    found = calibration.statistics(work, tensors(around), samples, histograms=counted, progress=progress)
     endless = {name for name, seen in found.items() if not np.isfinite([seen.low, seen.high]).all()}  # no 8 bits span an infinite range
     names = [str(site.node.name) for site in around if not endless & set(tensors([site]))]
     if not names:
@@ -80,11 +87,12 @@ def quantize(model: Model, *, samples: Samples, progress: Progress | None = None
     fixed, gates = _in_parts(work, set(names), scheme) if scheme.by_parts else ({}, set())
     names = [str(node.name) for node in work.graph if node.name in gates.union(names)]
     around = sites(work, names, outputs=scheme.outputs, float_output=not scheme.power_of_two)
-    quantized = {name: found[name] for name in tensors(around) if name not in fixed}
+    seen = {name: found[name] for name in tensors(around) if name not in fixed}
     if scheme.power_of_two:
-        grids = fixed_point(work, around, quantized)
+        grids = fixed_point(work, around, seen)
     else:
-        grids = by_magnitude(work, quantized, affines(site for site in around if site.node.name not in gates), scheme.levels)
+        spanned = {name: clipped(each, scheme.method, symmetric=scheme.symmetric, levels=scheme.count) for name, each in seen.items()}
+        grids = by_magnitude(work, spanned, affines(site for site in around if site.node.name not in gates), scheme.levels)
         grids.activations.update({name: read for name, (_, read) in fixed.items()})
         grids.written.update({name: written for name, (written, _) in fixed.items()})
     write(work, around, grids, answers=scheme.outputs)

@@ -1,0 +1,301 @@
+"""The recipe that is chosen by evidence.
+
+    choose(plans, tools, max_drop=0.01).plan
+
+Every plan is built, timed and scored; the fastest that keeps the budget is taken. An int8 plan is tried as a whole and in parts:
+how much each part of the graph alone disturbs the answers is measured, what it costs in float and in 8 bits is known from a
+profiled run, and for a rising price of error the cheapest cut into float and 8-bit regions is computed (`regions`). The cuts lie
+between all and nothing; where the budget runs out between two of them, more are made there, and what costs no time but wins
+accuracy back is tried on those that missed. What this module must know it is handed as functions (`Tools`).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any, Protocol
+
+from edgesdk import regions
+from edgesdk.accuracy import Loss
+from edgesdk.calibration import METHODS, Method
+from edgesdk.errors import BudgetMissed, ModelError
+from edgesdk.graph import Model
+from edgesdk.passes._sites import targets
+from edgesdk.progress import Progress
+from edgesdk.recipe import Plan, scheme_of
+from edgesdk.regions import Costs, Group, Link
+
+NOTHING = "there is nothing to quantize"
+_FAR = 64.0  # times: two prices between which nothing more is known
+MOST_SCORED = 24  # evaluations, whatever there is to try
+
+
+class Speed(Protocol):
+    """A candidate's latency against the best float model's, in pairs."""
+
+    @property
+    def speedup(self) -> float: ...
+    @property
+    def faster(self) -> bool: ...
+    def to_dict(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the search is handed."""
+
+    build: Callable[[Plan], tuple[Plan, Model]]  # the plan's model, and the plan without the steps that changed nothing
+    error: Callable[[Model], float]  # the noise in its answers against their power, on samples that calibration did not see
+    loss: Callable[[Plan], Loss]  # on the selection samples
+    race: Callable[[Model], Speed] | None  # against the best float model; None where nothing here tells the profile's speed
+    costs: Callable[[Model, Model, Sequence[Group], Sequence[Link]], Costs]  # of the parts of a float and of an 8-bit model
+    macs: Callable[[Model], dict[str, int]]  # multiply-accumulates by node
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is tried."""
+
+    groups: int  # parts whose effect is measured one by one
+    prices: tuple[float, ...]  # of error, in units of what there is to gain
+    refinements: int  # prices tried between the last that missed and the first that held
+    methods: tuple[Method, ...]  # ways to choose ranges
+    corrections: tuple[dict[str, Any], ...]  # settings of `quantize` that win accuracy back
+
+
+THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, METHODS, ())
+QUICK = Effort(12, (1.0, 16.0), 0, ("minmax",), ())
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What became of a plan. ``note`` says in words why it was or was not taken."""
+
+    plan: Plan
+    speed: Speed | None = None
+    error: float | None = None
+    loss: Loss | None = None
+    price: float = 0.0  # of error, at which a cut is the cheapest; the whole: nothing
+    note: str = ""
+
+    @property
+    def speedup(self) -> float:
+        """Of the float model, which is 1."""
+        return self.speed.speedup if self.speed else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "label": self.plan.label,
+            "scheme": self.plan.scheme,
+            "speed": self.speed.to_dict() if self.speed else None,
+            "error": self.error,
+            "selection_drop": self.loss.drop if self.loss else None,
+            "note": self.note,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The plan that is taken with its model, and all that were tried, in order."""
+
+    plan: Plan
+    model: Model
+    tried: tuple[Candidate, ...]
+
+    @property
+    def scored(self) -> int:
+        """How many were."""
+        return sum(candidate.loss is not None for candidate in self.tried)
+
+
+def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_share: float = 0.0, effort: Effort = THOROUGH, progress: Progress) -> Choice:
+    """The fastest within the budget, if it beats the float model; the float model where none does.
+
+    Where nothing can be timed the first within the budget is taken, in the order of the options and from the whole to less.
+    An 8-bit model must do at least ``least_share`` of its multiply-accumulates so. Raises BudgetMissed if nothing is within the budget.
+    """
+    search = _Search(tools, max_drop, least_share, effort, progress)
+    for option in options:
+        search.attempt(option)
+        if option.scheme == "int8":
+            search.attempt_cuts(option)
+        if tools.race is None and search.score():
+            break
+    search.score()
+    search.refine()
+    search.correct()
+    return search.choice()
+
+
+class _Search:
+    """The candidates so far, in the order in which they were tried."""
+
+    def __init__(self, tools: Tools, max_drop: float, least_share: float, effort: Effort, progress: Progress) -> None:
+        self._tools, self._max_drop, self._least_share, self._effort, self._progress = tools, max_drop, least_share, effort, progress
+        self._tried: list[Candidate] = []
+        self._cut_at: Callable[[float], Plan | None] = lambda _price: None
+
+    def attempt(self, plan: Plan, *, price: float = 0.0) -> Candidate | None:
+        """Build it, and time it unless it is the float model. None if that very recipe was tried already."""
+        self._progress("try recipes", len(self._tried), 0)
+        try:
+            made, model = self._tools.build(plan)
+        except ModelError as error:
+            return self._add(Candidate(plan, price=price, note=str(error)))
+        if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
+            return None
+        if plan.scheme != scheme_of(made.steps):
+            made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
+        if made.scheme == "float32":
+            return self._add(Candidate(made))
+        speed = self._tools.race(model) if self._tools.race is not None else None
+        note = "not faster than float32" if speed is not None and not speed.faster else ""
+        return self._add(Candidate(made, speed, self._tools.error(model), price=price, note=note))
+
+    def attempt_cuts(self, option: Plan) -> None:
+        """Float and 8-bit regions of an int8 plan, at each price of error."""
+        base_plan = replace(option, steps=option.steps[:-1])
+        _, base = self._tools.build(base_plan)
+        settings = option.steps[-1]["settings"]
+        names = targets(base, operators=settings["operators"], exclude=settings.get("exclude", ()))
+        parts = regions.groups(base, names, most=self._effort.groups)
+        if len(parts) < 2 or self._tried[-1].plan.scheme != "int8":
+            return
+        option = self._with_best_method(option)
+        _, whole = self._tools.build(option)
+        between = regions.links(base, parts)
+        costs = self._tools.costs(base, whole, parts, between)
+        alone = []
+        for place, part in enumerate(parts):
+            self._progress("measure what each part disturbs", place, len(parts))
+            _, model = self._tools.build(_excluding(option, set(names) - set(part.nodes), ""))
+            alone.append(self._tools.error(model))
+        gain = sum(max(in_float - in_8_bits, 0.0) for in_float, in_8_bits in zip(costs.float_, costs.int8, strict=True))
+        macs = self._tools.macs(base) if self._least_share else {}
+
+        def cut_at(price: float) -> Plan | None:
+            unit = price * gain / max(sum(alone), 1e-12)
+            priced = replace(costs, int8=[cost + unit * error for cost, error in zip(costs.int8, alone, strict=True)])
+            chosen = regions.cheapest(parts, between, priced)
+            kept = {name for place in chosen for name in parts[place].nodes}
+            if not kept or sum(macs.get(name, 0) for name in kept) < self._least_share * sum(macs.values()):
+                return None
+            return _excluding(option, set(names) - kept, f", {len(chosen)} of {len(parts)} parts")
+
+        self._cut_at = cut_at
+        for price in self._effort.prices:
+            if (plan := cut_at(price)) is not None:
+                self.attempt(plan, price=price)
+
+    def score(self) -> bool:
+        """The most promising first, until one holds with something to spare. Whether one does."""
+        while not any(map(self._holds, self._tried)):
+            waiting = [candidate for candidate in self._tried if candidate.loss is None and not candidate.note]
+            if not waiting or sum(candidate.loss is not None for candidate in self._tried) >= MOST_SCORED:
+                return False
+            self._score(min(waiting, key=self._rank))
+        return True
+
+    def refine(self) -> None:
+        """Between the last cut that missed and the first that held there are others."""
+        for _ in range(self._effort.refinements):
+            missed = [c.price for c in self._tried if c.loss is not None and c.plan.scheme == "int8" and not self._holds(c)]
+            if not missed:
+                return
+            held = min((c.price for c in self._tried if self._holds(c) and c.price), default=_FAR * max(*missed, 1.0))
+            last = max((price for price in missed if price < held), default=0.0)
+            price = sqrt(held * max(last, held / _FAR))
+            plan = self._cut_at(price)
+            candidate = self.attempt(plan, price=price) if plan is not None else None
+            if candidate is None:
+                return
+            if not candidate.note:
+                self._score(candidate)
+
+    def correct(self) -> None:
+        """What missed and would be better than what held gets its weights and biases corrected: that costs no time on the device."""
+        held = min(filter(self._holds, self._tried), key=self._rank, default=None)
+        missed = [c for c in self._tried if c.loss is not None and c.plan.scheme == "int8" and not self._holds(c)]
+        for candidate in sorted(missed, key=self._rank)[:3]:
+            if held is not None and self._rank(held) <= self._rank(candidate):
+                return
+            for correction in self._effort.corrections:
+                better = self.attempt(_with(candidate.plan, correction, f", {' and '.join(correction)}"), price=candidate.price)
+                if better is None or better.note or (better.error or 0) > 0.9 * (candidate.error or 0):
+                    continue
+                if self._holds(self._score(better)):
+                    return
+
+    def choice(self) -> Choice:
+        """The best that holds; if need be, without anything to spare."""
+        scored = [candidate for candidate in self._tried if candidate.loss is not None and not candidate.note]
+        best = min(filter(self._holds, scored), key=self._rank, default=None) or min(scored, key=self._rank, default=None)
+        if best is None:
+            raise BudgetMissed(*_missed(self._tried, self._max_drop))
+        _, model = self._tools.build(best.plan)
+        self._progress("try recipes", len(self._tried), len(self._tried))
+        return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried))
+
+    def _score(self, candidate: Candidate) -> Candidate:
+        place = self._tried.index(candidate)
+        self._progress("score recipes", place, len(self._tried))
+        hopeless = [c.error for c in self._tried if c.error is not None and c.loss is not None and c.loss.drop > self._max_drop]
+        if candidate.error is not None and hopeless and candidate.error > min(hopeless):
+            scored = replace(candidate, note="disturbs the answers more than one that missed the budget")
+        else:
+            loss = self._tools.loss(candidate.plan)
+            scored = replace(candidate, loss=loss, note="" if loss.drop <= self._max_drop else f"loses {loss.drop:.4f}, more than {self._max_drop:g}")
+        self._tried[place] = scored
+        return scored
+
+    def _holds(self, candidate: Candidate) -> bool:
+        """Within the budget with a standard error to spare: the judge will see other samples."""
+        return candidate.loss is not None and not candidate.note and candidate.loss.drop + candidate.loss.doubt <= self._max_drop
+
+    def _rank(self, candidate: Candidate) -> tuple[float, int]:
+        """The fastest first; where nothing is timed in the order of trying, cuts by their price."""
+        if self._tools.race is not None:
+            return -candidate.speedup, 0
+        return candidate.price, self._tried.index(candidate)
+
+    def _with_best_method(self, option: Plan) -> Plan:
+        """The ranges that disturb the answers least, if they are clearly better than the plain ones."""
+        errors: dict[str, float] = {}
+        for method in self._effort.methods:
+            self._progress("choose ranges", len(errors), len(self._effort.methods))
+            _, model = self._tools.build(_with(option, {"method": method}, ""))
+            errors[method] = self._tools.error(model)
+        best = min(errors, key=lambda method: errors[method])
+        if errors[best] > 0.9 * errors["minmax"]:
+            return option
+        better = _with(option, {"method": best}, f", {best} ranges")
+        self.attempt(better)
+        return better
+
+    def _add(self, candidate: Candidate) -> Candidate:
+        self._tried.append(candidate)
+        return candidate
+
+
+def _excluding(plan: Plan, names: set[str], told: str) -> Plan:
+    return _with(plan, {"exclude": sorted(names)}, told)
+
+
+def _with(plan: Plan, settings: dict[str, Any], told: str) -> Plan:
+    """The plan with other settings for its last step."""
+    last = plan.steps[-1]
+    return replace(plan, label=plan.label + told, steps=(*plan.steps[:-1], {**last, "settings": {**last["settings"], **settings}}))
+
+
+def _missed(tried: Sequence[Candidate], max_drop: float) -> tuple[str, str]:
+    """The sentence and the hint when nothing keeps the budget."""
+    told = [candidate for candidate in tried if candidate.loss is not None] or tried
+    story = "; ".join(f"{candidate.plan.label}: {candidate.note}" for candidate in told) or "there was nothing to try"
+    drops = [candidate.loss.drop for candidate in tried if candidate.loss is not None]
+    if not drops:
+        return f"no recipe of this profile works for this model ({story})", "give --calibration samples, or take another profile"
+    closest = min(drops)
+    allow = f"allow it with --max-drop {max(closest, 0) * 1.05 + 1e-4:.4f}, or " if closest < 0.1 else ""
+    return (
+        f"the accuracy budget of {max_drop:g} cannot be kept ({story})",
+        f"the closest loses {closest:.4f}: {allow}take a profile that may keep float32, such as the CPU of that board: `edgesdk profile list`",
+    )

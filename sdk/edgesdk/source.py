@@ -1,0 +1,157 @@
+"""The model as it was given, its samples and its judge, and what passes make of it: the same for every profile.
+
+source = Source.load(Path("ocr.onnx"), calibration="samples.npz", evaluate="evaluate.py:evaluate", labels=None)
+plan, model = source.build(plan)
+source.loss(plan, optimize=True)
+"""
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent import bundle
+from edgesdk import graph, passes, sampling
+from edgesdk.accuracy import Accuracy, Judge, Loss, Run, Scores
+from edgesdk.errors import SampleError
+from edgesdk.graph import Array, Feeds, Model
+from edgesdk.recipe import FORMATS, Plan, Step
+from edgesdk.sampling import Samples
+
+GENERATED_SAMPLES = 32
+COMPARED_SAMPLES = 8  # on which the noise of a candidate's answers is measured
+_LATEST = 2  # models of a reduced format that are kept
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model file, read and scored."""
+
+    digest: str
+    size_bytes: int
+    model: Model
+    samples: Samples | None  # the user's, for calibration
+    held_back: tuple[Feeds, ...]  # those that calibration never sees
+    judge: Judge
+    run: Run
+    scores: Scores  # of the original
+    labels: bytes | None
+    answers: tuple[dict[str, Array], ...]  # of the original, to the first that were held back
+    _built: dict[str, tuple[tuple[Step, ...], Model]] = field(default_factory=dict, repr=False)
+    _scored: dict[tuple[str, bool], Scores] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def load(cls, path: Path, *, calibration: str | None = None, evaluate: str | None = None, labels: Path | None = None) -> "Source":
+        """Raises ModelError, SampleError or EvaluationError."""
+        model = graph.load(path)
+        graph.check(model)
+        run = runner(model)
+        samples, held_back = None, sampling.generated(model, GENERATED_SAMPLES, seed=0)
+        if calibration is not None:
+            samples, held_back = sampling.load(calibration, model).split()
+        spared = tuple(held_back)
+        feeds = spared or tuple(samples or ())
+        kind = "generated inputs" if not calibration else "held-back calibration samples" if spared else "calibration samples, none held back"
+        judge = Judge.load(evaluate, run, feeds, held_back_source=f"{len(feeds)} {kind}")
+        return cls(
+            digest=bundle.digest_of_file(path),
+            size_bytes=sum(map(len, model_files(model).values())),
+            model=model,
+            samples=samples,
+            held_back=feeds,
+            judge=judge,
+            run=run,
+            scores=judge.scores(run),
+            labels=read_labels(labels) if labels else None,
+            answers=tuple(run(feed) for feed in feeds[:COMPARED_SAMPLES]),
+        )
+
+    @property
+    def inputs(self) -> list[str]:
+        return [tensor.name for tensor in graph.inputs(self.model)]
+
+    @property
+    def outputs(self) -> list[str]:
+        return [tensor.name for tensor in graph.outputs(self.model)]
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of the first sample: what an input is fixed to where a profile wants that."""
+        return {name: list(array.shape) for name, array in self.held_back[0].items()}
+
+    def build(self, plan: Plan) -> tuple[Plan, Model]:
+        """The plan's model, and the plan with only those steps that changed something. Plans that begin alike share that work."""
+        steps: tuple[Step, ...] = ()
+        model, given = self.model, ""
+        for step in plan.steps:
+            given += json.dumps(step, sort_keys=True)
+            if given not in self._built:
+                changed = passes.apply([step], model, self.samples)
+                same = changed is model or graph.to_bytes(changed) == graph.to_bytes(model)
+                self._keep(step, given, (steps, model) if same else ((*steps, step), changed))
+            steps, model = self._built[given]
+        return replace(plan, steps=steps), model
+
+    def scored(self, plan: Plan, *, optimize: bool) -> Scores:
+        """The judge's scores of a plan's model, asked for once."""
+        key = (json.dumps(plan.steps, sort_keys=True), optimize)
+        if key not in self._scored:
+            _, model = self.build(plan)
+            self._scored[key] = self.judge.scores(runner(model, optimize=optimize))
+        return self._scored[key]
+
+    def loss(self, plan: Plan, *, optimize: bool) -> Loss:
+        """What the plan's model loses on the selection samples."""
+        return self.judge.selection(self.scores, self.scored(plan, optimize=optimize))
+
+    def judged(self, plan: Plan, *, candidates: int, optimize: bool) -> Accuracy:
+        """The verdict on the judging samples; how many candidates were scored on the way is part of it."""
+        return self.judge.compare(self.scores, self.scored(plan, optimize=optimize), candidates=candidates)
+
+    def error(self, model: Model, *, optimize: bool) -> float:
+        """The noise in the model's answers against their power: the mean over held-back samples and floating-point outputs."""
+        run = runner(model, optimize=optimize)
+        ratios = [
+            _noise(answer[name], got[name])
+            for feed, answer in zip(self.held_back, self.answers, strict=False)
+            for got in (run(feed),)
+            for name in answer
+            if answer[name].dtype.kind == "f"
+        ]
+        return float(np.mean(ratios)) if ratios else 0.0
+
+    def _keep(self, step: Step, given: str, made: tuple[tuple[Step, ...], Model]) -> None:
+        """Of models in a reduced format, of which there are many, only the latest."""
+        if step["pass"] in FORMATS:
+            for old in [key for key, (steps, _) in self._built.items() if steps and steps[-1]["pass"] in FORMATS][: 1 - _LATEST or None]:
+                del self._built[old]
+        self._built[given] = made
+
+
+def runner(model: Model, *, optimize: bool = True, threads: int | None = None) -> Run:
+    """The model on this machine's CPU. Without ``optimize`` int8 is computed as the file says, not as this CPU's kernels do it."""
+    return partial(graph.run, graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1))
+
+
+def model_files(model: Model) -> dict[str, bytes]:
+    """`model.onnx`, and `weights.bin` where there are many weights."""
+    proto, weights = graph.to_bytes(model)
+    return {"model.onnx": proto, **({"weights.bin": weights} if weights else {})}
+
+
+def read_labels(path: Path) -> bytes:
+    """One class name a line. Raises SampleError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SampleError(f"the labels `{path}` cannot be read: {error}", "a text file in UTF-8, one class name a line") from error
+    return text.encode()
+
+
+def _noise(expected: Array, got: Array) -> float:
+    power = float((expected.astype(np.float64) ** 2).sum())
+    noise = float(((expected.astype(np.float64) - got) ** 2).sum())
+    return noise / power if power else float(noise > 0)

@@ -1,0 +1,50 @@
+"""Is a bundle what it should be? Its digests, its profile's rules, its golden answers.
+
+verify(Path("bundles/ocr"))[0]["golden"]
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from edge_agent import bundle, probe
+from edge_agent import golden as answers
+from edge_agent.bundle import Layout, Manifest
+from edgesdk import constraints, graph, profiles
+from edgesdk.errors import ConstraintViolated, ModelError
+from edgesdk.source import runner
+
+
+def verify(path: Path) -> list[dict[str, Any]]:
+    """Digests of every blob, the constraints of each profile, and its golden answers where this machine can give them.
+
+    Raises BundleError, ConstraintViolated or ModelError at the first thing that is not as it should be.
+    """
+    with Layout.open(path) as layout:
+        layout.verify()
+        return [_verified(layout, profile, manifest) for profile, manifest in layout.manifests().items()]
+
+
+def _verified(layout: Layout, profile: str, manifest: Manifest) -> dict[str, Any]:
+    description = layout.description(manifest)
+    rules = profiles.parse(bundle.parse_json(layout.blob(manifest.layer("profile.json").digest), "profile.json"), layout.name)
+    with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
+        for layer in manifest.layers:
+            Path(folder, layer.file).write_bytes(layout.blob(layer.digest))
+        model = graph.load(Path(folder, "model.onnx"))
+        if violations := constraints.check(model, rules):
+            raise ConstraintViolated(f"`{layout.name}` does not obey `{profile}`: {violations[0]}", "package the model again")
+        here = profiles.resembles(rules, probe.facts())
+        run = runner(model, optimize=here, threads=1)
+        try:
+            samples = answers.load(Path(folder, "golden.npz"), description)
+            worst = answers.worst_of([answers.compare(sample.answers, run(sample.feeds), description) for sample in samples])
+        except answers.Differs as error:
+            raise ModelError(f"`{layout.name}` for `{profile}` does not give its golden answers here: {error}", "package the model again") from error
+    return {
+        "profile": profile,
+        "name": description.name,
+        "release": description.release,
+        "digest": manifest.digest,
+        "golden": {"samples": len(samples), **worst.to_dict()},
+    }

@@ -1,0 +1,170 @@
+"""The recipe is chosen by evidence: fastest within the budget, else the float model, else nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from edgesdk import graph, passes, sampling, search
+from edgesdk.accuracy import Loss
+from edgesdk.errors import BudgetMissed, ModelError
+from edgesdk.graph import Model
+from edgesdk.progress import silent
+from edgesdk.recipe import Plan
+from edgesdk.regions import Costs, Group, Link
+from edgesdk.search import Choice, Effort, Tools
+from tests import digits
+
+STEPS = tuple({"pass": name, "settings": {}} for name in passes.SIMPLIFY)
+SETTINGS = {"operators": ["Conv", "Add", "Gemm"], "activations": "uint8", "symmetric": False}
+FLOAT, INT8 = Plan("float32", "float32", STEPS), Plan("int8", "int8", (*STEPS, {"pass": "quantize", "settings": SETTINGS}))
+HALF = Plan("float16", "float16", (*STEPS, {"pass": "to_float16", "settings": {}}))
+EFFORT = Effort(64, (0.25, 1.0, 4.0, 16.0, 64.0), 3, ("minmax",), ())
+
+
+@dataclass(frozen=True)
+class Speed:
+    speedup: float
+
+    @property
+    def faster(self) -> bool:
+        return self.speedup > 1.02
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"speedup": self.speedup}
+
+
+class World:
+    """A real model, whose 8-bit Convs each make it faster and cost accuracy as they are told to."""
+
+    def __init__(self, *, drops: Sequence[float] = (0.0,) * 9, gains: Sequence[float] = (0.1,) * 9, half: float = 1.0, doubt: float = 0.0) -> None:
+        self.model = graph.load(digits.MODEL)
+        self.samples = sampling.of(list(sampling.generated(self.model, 2)), self.model)
+        base = passes.apply(STEPS, self.model)
+        self.convolutions = [str(node.name) for node in base.graph if node.op_type == "Conv"]
+        assert len(self.convolutions) == 9
+        self.drops, self.gains, self.half, self.doubt = drops, gains, half, doubt
+        self.scored: list[str] = []
+
+    def quantized(self, model: Model) -> list[int]:
+        by_name = {str(node.name): node for node in model.graph}
+        return [place for place, name in enumerate(self.convolutions) if (value := by_name[name].inputs[1]) is not None and value.producer() is not None]
+
+    def build(self, plan: Plan) -> tuple[Plan, Model]:
+        return plan, passes.apply(plan.steps, self.model, self.samples)
+
+    def error(self, model: Model) -> float:
+        return sum(self.drops[place] for place in self.quantized(model)) ** 1.5
+
+    def loss(self, plan: Plan) -> Loss:
+        self.scored.append(plan.label)
+        return Loss(sum(self.drops[place] for place in self.quantized(self.build(plan)[1])), self.doubt)
+
+    def race(self, model: Model) -> Speed:
+        if any(value.dtype is not None and value.dtype.name == "FLOAT16" for node in model.graph for value in node.outputs):
+            return Speed(self.half)
+        return Speed(1 + sum(self.gains[place] for place in self.quantized(model)))
+
+    def costs(self, _base: Model, _whole: Model, parts: Sequence[Group], links: Sequence[Link]) -> Costs:
+        gained = [sum(self.gains[self.convolutions.index(name)] for name in part.nodes if name in self.convolutions) for part in parts]
+        return Costs([max(gain, 0) for gain in gained], [max(-gain, 0) for gain in gained], [0.001] * len(links))
+
+    def choose(self, *options: Plan, timed: bool = True, least_share: float = 0.0, effort: Effort = EFFORT) -> Choice:
+        macs = dict.fromkeys(self.convolutions, 1)
+        tools = Tools(self.build, self.error, self.loss, self.race if timed else None, self.costs, lambda _base: macs)
+        return search.choose(options, tools, max_drop=0.01, least_share=least_share, effort=effort, progress=silent)
+
+
+def test_all_of_it_is_taken_where_that_keeps_the_budget() -> None:
+    world = World()
+    choice = world.choose(INT8, FLOAT)
+    assert choice.plan.label == "int8"
+    assert world.scored == ["int8"]  # nobody had to evaluate the others
+
+
+def test_what_costs_accuracy_stays_float_and_the_rest_is_quantized() -> None:
+    world = World(drops=(0.3, 0.2, 0.0001, 0.0001, 0.0001, 0.0001, 0.0001, 0.0001, 0.0001))
+    choice = world.choose(INT8, FLOAT)
+    assert world.quantized(choice.model) == [2, 3, 4, 5, 6, 7, 8]
+    assert "parts" in choice.plan.label
+    assert "loses 0.5" in choice.tried[0].note
+
+
+def test_what_gains_nothing_stays_float() -> None:
+    world = World(gains=(0.2, 0.2, -0.5, 0.2, 0.2, 0.2, 0.2, 0.2, -0.5), drops=(0.0,) * 9)
+    choice = world.choose(INT8, FLOAT)
+    assert world.quantized(choice.model) == [0, 1, 3, 4, 5, 6, 7]
+
+
+def test_int8_that_is_not_faster_loses_to_float_unscored() -> None:
+    world = World(gains=(-0.01,) * 9)
+    choice = world.choose(INT8, FLOAT)
+    assert choice.plan is FLOAT
+    assert choice.tried[0].note == "not faster than float32"
+    assert world.scored == ["float32"]
+
+
+def test_between_a_cut_that_missed_and_one_that_held_others_are_tried() -> None:
+    drops = tuple(0.0008 * (1 + place) for place in range(9))
+    coarse = Effort(64, (0.25, 4096.0), 0, ("minmax",), ())
+    first = World(drops=drops).choose(INT8, FLOAT, effort=coarse)
+    refined = World(drops=drops).choose(INT8, FLOAT, effort=Effort(64, (0.25, 4096.0), 6, ("minmax",), ()))
+    assert len(World(drops=drops).quantized(refined.model)) > len(World(drops=drops).quantized(first.model))
+
+
+def test_a_standard_error_is_kept_in_reserve_where_possible() -> None:
+    close = (0.009, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert 0 not in World(drops=close, doubt=0.005).quantized(World(drops=close, doubt=0.005).choose(INT8, FLOAT).model)
+    assert World(drops=(0.009 / 9,) * 9, doubt=0.02).choose(INT8).plan.label == "int8"  # where nothing has it, the budget alone decides
+
+
+def test_without_a_measurement_the_options_order_decides() -> None:
+    assert World().choose(INT8, FLOAT, timed=False).plan is INT8
+    assert World().choose(FLOAT, INT8, timed=False).plan is FLOAT
+    assert World(drops=(1.0,) * 9).choose(INT8, HALF, FLOAT, timed=False).plan is HALF
+
+
+def test_a_part_that_is_too_small_for_the_accelerator_is_no_cut() -> None:
+    world = World(drops=(0.3,) * 8 + (0.0,))
+    assert world.quantized(world.choose(INT8, timed=False).model) == [8]
+    with pytest.raises(BudgetMissed, match="cannot be kept"):
+        world.choose(INT8, timed=False, least_share=0.5)
+
+
+def test_a_correction_is_tried_on_what_missed() -> None:
+    class Corrected(World):
+        def loss(self, plan: Plan) -> Loss:
+            found = super().loss(plan)
+            return Loss(found.drop / 10, 0.0) if plan.steps[-1]["settings"].get("reduce_range") else found
+
+        def error(self, model: Model) -> float:
+            return super().error(model) * (0.1 if self.reduced(model) else 1)
+
+        def reduced(self, model: Model) -> bool:
+            arrays = [value.const_value.numpy() for value in model.graph.initializers.values() if value.const_value is not None]
+            return all(abs(array.astype(int)).max() < 127 for array in arrays if array.dtype == "int8" and array.ndim == 4)
+
+    world = Corrected(drops=(0.005,) * 9)
+    effort = Effort(64, (4096.0,), 0, ("minmax",), ({"reduce_range": True},))  # any setting that changes the file will do
+    choice = world.choose(INT8, FLOAT, effort=effort)
+    assert choice.plan.label == "int8, reduce_range"
+    assert world.scored.count("int8, reduce_range") == 1
+
+
+def test_a_plan_that_cannot_be_built_is_told_and_passed_over() -> None:
+    class Broken(World):
+        def build(self, plan: Plan) -> tuple[Plan, Model]:
+            if plan.scheme == "float16":
+                raise ModelError("it cannot be built")
+            return super().build(plan)
+
+    choice = Broken().choose(HALF, FLOAT)
+    assert choice.plan is FLOAT
+    assert choice.tried[0].note == "it cannot be built"
+
+
+def test_nothing_within_the_budget_names_the_closest() -> None:
+    with pytest.raises(BudgetMissed, match="cannot be kept") as missed:
+        World(drops=(0.05,) + (1.0,) * 8).choose(INT8, effort=Effort(64, (1.0, 1000.0), 0, ("minmax",), ()))
+    assert "0.0500" in missed.value.hint or "--max-drop" in missed.value.hint
