@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -112,6 +113,16 @@ def test_one_constant_read_twice_is_kept_once() -> None:
     model = build(nodes, inputs={"x": ("n", 6)}, outputs={"y": (None, 6)}, weights={"w": numbers(6, 6)})
     assert sorted(passes.quantize_weights(model).graph.initializers) == ["w_quantized", "w_scale"]
     assert sorted(passes.quantize_dynamic(model).graph.initializers) == ["w_quantized", "w_scale"]
+
+
+def test_weights_in_nodes_of_an_old_file_are_gone_and_odd_names_stay() -> None:
+    held = node("Constant", [], ["Gewicht: ü"], value=onnx.numpy_helper.from_array(numbers(6, 6)))
+    model = build([held, node("MatMul", ["x", "Gewicht: ü"], ["y"], name='a "b"/c')], inputs={"x": ("n", 6)}, outputs={"y": (None, 6)}, opset=9)
+    for quantized in (passes.quantize_weights(model), passes.quantize_dynamic(model)):
+        graph.check(quantized)
+        assert "Constant" not in operators(quantized)
+        assert 'a "b"/c' in {each.name for each in quantized.graph}
+        assert "Gewicht: ü_quantized" in quantized.graph.initializers
 
 
 def test_nothing_to_quantize_is_the_model_itself() -> None:

@@ -85,12 +85,6 @@ def put(nodes: Sequence[onnx_ir.Node], old: onnx_ir.Node) -> None:
     take_place(nodes[-1], old)
 
 
-def drop_constants(inside: onnx_ir.Graph) -> None:
-    """Float32 weights that nobody reads any more."""
-    for value in [value for value in inside.initializers.values() if not value.uses() and not value.is_graph_output()]:
-        inside.initializers.pop(str(value.name))
-
-
 def _graph(node: onnx_ir.Node) -> onnx_ir.Graph:
     assert isinstance(node.graph, onnx_ir.Graph)
     return node.graph

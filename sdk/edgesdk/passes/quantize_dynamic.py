@@ -17,8 +17,9 @@ from edgesdk import graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
 from edgesdk.passes._grids import Grid, Levels, weight_grid
-from edgesdk.passes._products import CONTRIB, Product, drop_constants, made, products, put, with_bias
+from edgesdk.passes._products import CONTRIB, Product, made, products, put, with_bias
 from edgesdk.passes._tables import quantize_tables
+from edgesdk.passes.remove_unused import remove_unused
 
 FIRST_OPSET = 11  # DynamicQuantizeLinear
 OPERATORS = ("MatMul", "Gemm", "LSTM", "Gather")
@@ -52,8 +53,7 @@ def quantize_dynamic(
         return model
     if recurrent:
         work.opset_imports[CONTRIB] = 1
-    drop_constants(work.graph)
-    return work
+    return remove_unused(work)  # the float32 weights
 
 
 def _lstms(work: Model, operators: Sequence[str], exclude: Sequence[str]) -> list[onnx_ir.Node]:

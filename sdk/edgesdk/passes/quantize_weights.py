@@ -17,8 +17,9 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
-from edgesdk.passes._products import CONTRIB, Product, drop_constants, made, products, put, with_bias
+from edgesdk.passes._products import CONTRIB, Product, made, products, put, with_bias
 from edgesdk.passes._tables import quantize_tables
+from edgesdk.passes.remove_unused import remove_unused
 
 OPERATORS = ("MatMul", "Gemm", "Gather")
 LEAST_BLOCK = 16
@@ -56,8 +57,7 @@ def quantize_weights(
         return model
     if found:
         work.opset_imports[CONTRIB] = 1
-    drop_constants(work.graph)
-    return work
+    return remove_unused(work)  # the float32 weights
 
 
 def quantized_blocks(matrix: Array, bits: int, block_size: int, *, symmetric: bool) -> tuple[Array, Array, Array]:
