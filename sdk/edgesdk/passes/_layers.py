@@ -69,15 +69,12 @@ def walk(original: Model, quantized: Model, samples: Samples, *, progress: Calla
 
     ``progress`` is told how many layers are done, of how many. Raises ModelError, SampleError.
     """
-    floats = graph.clone(original)
-    graph.infer_shapes(floats)
-    graph.infer_shapes(quantized)
-    counterparts = {node.name: node for node in floats.graph}
+    counterparts = {node.name: node for node in original.graph}
     pairs = [(node, other) for node in quantized.graph if (other := counterparts.get(node.name)) is not None and _is_layer(node, other)]
     if not pairs:
         return
     feeds = _feeds(samples)
-    cuts = _Cut(floats, feeds), _Cut(quantized, feeds)
+    cuts = _Cut(original, feeds), _Cut(quantized, feeds)
     for done, (node, other) in enumerate(pairs, 1):
         for cut, stop in zip(cuts, (other, node), strict=True):
             cut.advance(stop)
@@ -116,8 +113,8 @@ def write_integers(node: onnx_ir.Node, place: int, integers: Array) -> None:
     assert isinstance(inside, onnx_ir.Graph) and old is not None
     value = graph.add_constant(inside, str(old.name), integers)
     if len(dequantize.outputs[0].uses()) > 1:
-        inputs, name = [value, *dequantize.inputs[1:]], graph.fresh(inside, str(dequantize.name))
-        own = onnx_ir.node("DequantizeLinear", inputs, attributes=dict(dequantize.attributes), name=name)
+        inputs = [value, *dequantize.inputs[1:]]
+        own = onnx_ir.node("DequantizeLinear", inputs, attributes=dict(dequantize.attributes), name=f"{dequantize.name}_{node.name}_{place}")
         own.outputs[0].name = graph.fresh(inside, str(dequantize.outputs[0].name))
         own.outputs[0].shape, own.outputs[0].type = dequantize.outputs[0].shape, dequantize.outputs[0].type
         inside.insert_before(dequantize, own)
@@ -236,6 +233,9 @@ class _Cut:
         """From the tensors that pass here to those, sample by sample. Without onnxruntime's optimizations: what the file says, on any machine."""
         inputs = sorted(self._needed(outputs), key=lambda value: str(value.name))
         extracted = onnx_ir.convenience.extract(self._model.graph, inputs, outputs)
+        for value in extracted.inputs:
+            array = self.held[0][str(value.name)]
+            value.type, value.shape = onnx_ir.TensorType(onnx_ir.DataType.from_numpy(array.dtype)), onnx_ir.Shape([None] * array.ndim)
         piece = onnx_ir.Model(extracted, ir_version=self._model.ir_version, functions=list(self._model.functions.values()))
         session = graph.session(piece, optimize=False)
         for sample in self.held:
