@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgesdk.device import connect, deploy
     from edgesdk.errors import EdgeSDKError
-    from edgesdk.packaging import Packaged, Request, optimize, package
+    from edgesdk.packaging import Packaged, Request, optimize, package, quantize
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
     from edgesdk.verification import verify
 
-__all__ = ["EdgeSDKError", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "verify"]
+__all__ = ["EdgeSDKError", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "quantize", "verify"]
 
 _HOMES = {
     "EdgeSDKError": "errors",
@@ -36,6 +36,7 @@ _HOMES = {
     "find_profile": "profiles",
     "optimize": "packaging",
     "package": "packaging",
+    "quantize": "packaging",
     "verify": "verification",
 }
 

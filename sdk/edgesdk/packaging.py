@@ -9,8 +9,10 @@ import os
 import resource
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from math import log10
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,12 @@ from edge_agent.bundle import Contents, Layout
 from edgesdk import constraints, evidence, golden, graph, profiles, recipe, search
 from edgesdk.accuracy import AGREEMENT, Accuracy
 from edgesdk.benchmark import Paired
-from edgesdk.errors import BudgetMissed, ConstraintViolated, ProjectError
+from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
 from edgesdk.evidence import Race
-from edgesdk.profiles import Profile
+from edgesdk.graph import Model
+from edgesdk.profiles import Profile, Scheme
 from edgesdk.progress import Progress, silent
+from edgesdk.race import Raced, racing
 from edgesdk.recipe import Plan, Step
 from edgesdk.search import QUICK, THOROUGH, Candidate, Choice
 from edgesdk.source import Source, model_files, runner
@@ -47,6 +51,7 @@ class Request:
     release: int | None = None
     steps: tuple[Step, ...] | None = None  # replay this recipe instead of choosing one
     quick: bool = False  # try little
+    on: str | None = None  # time candidates on this host
     force: bool = False
 
 
@@ -103,15 +108,15 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     """profile → recipe → passes → constraints → judged → budget → golden answers."""
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
-    race = evidence.race_here(profile, source.held_back) if here else None
-    choice = _choice(profile, source, request, race, progress, here=here)
-    accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
-    if accuracy.drop > profile.budget.max_drop and request.steps is None:  # it passed the selection by luck; the exact model stands by
-        choice, accuracy = _float_instead(profile, source, choice, accuracy, optimize=here)
-    if violations := constraints.check(choice.model, profile):
-        raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
-    progress("time original and result", 0, 0)
-    speed = race(source.model, choice.model, FINAL_RACE_S) if race else None
+    with _racing(profile, source, request, progress, here=here) as race:
+        choice = _choice(profile, source, request, race, progress, here=here)
+        accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
+        if accuracy.drop > profile.budget.max_drop and request.steps is None:  # it passed the selection by luck; the exact model stands by
+            choice, accuracy = _float_instead(profile, source, choice, accuracy, optimize=here)
+        if violations := constraints.check(choice.model, profile):
+            raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
+        progress("time original and result", 0, 0)
+        speed = race(source.model, choice.model, FINAL_RACE_S) if race else None
     untouched = not constraints.check(source.model, profile)
     if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and request.steps is None and untouched:
         choice, speed = _original_kept(source, choice, speed)
@@ -121,6 +126,16 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     progress("golden answers", 0, 0)
     answers = golden.record(source.run, runner(choice.model, optimize=here, threads=1), source.held_back, source.inputs, source.outputs)
     return Made(profile, source, choice, accuracy, speed, answers, files, time.monotonic() - began)
+
+
+@contextmanager
+def _racing(profile: Profile, source: Source, request: Request, progress: Progress, *, here: bool) -> Iterator[Race | None]:
+    """Candidates are timed on the host that was named, else here if this machine resembles the profile's hardware, else not."""
+    if request.on is None:
+        yield evidence.race_here(profile, source.held_back) if here else None
+        return
+    with racing(request.on, profile, source.held_back, progress) as racer:
+        yield lambda before, after, limit_s: racer.race(model_files(before), model_files(after), limit_s=limit_s)
 
 
 def _choice(profile: Profile, source: Source, request: Request, race: Race | None, progress: Progress, *, here: bool) -> Choice:
@@ -144,6 +159,39 @@ def optimize(model: Path, profile: Profile, output: Path, samples: str | None, p
     made = _package_for(profile, Source.load(model, calibration=samples), request, progress)
     graph.save_as(made.choice.model, output)
     return {"model": str(output), **made.packaged(request, 1).to_dict()}
+
+
+def quantize(
+    model: Path, profile: Profile, *, scheme: Scheme = "int8", samples: str | None = None, progress: Progress = silent, **settings: Any
+) -> tuple[Model, dict[str, Any]]:
+    """One step alone: the simplified model in that number format as the profile wants it, and what became of it.
+
+    ``settings`` are those of the pass and win over the profile's. The second value has `scheme`, `recipe`, `size_bytes`, `snr_db` (of the
+    answers, against the original's on held-back samples), `violations` and `seconds`. No accuracy is judged: that is what `package` does.
+    Raises an EdgeSDKError.
+    """
+    began = time.monotonic()
+    progress("read the model", 0, 0)
+    source = Source.load(model, calibration=samples)
+    wanted = profile.model_copy(update={"quantization": profile.quantization.model_copy(update={"schemes": (scheme,)})})
+    options = recipe.plans(wanted, calibrated=source.samples is not None, shapes=source.shapes)
+    if not options:
+        raise SampleError(f"{scheme} measures ranges on samples, and there are none", "give some: `--calibration`")
+    last = options[0].steps[-1]
+    asked = {**last, "settings": {**last["settings"], **settings}} if settings else last
+    progress("quantize", 0, 0)
+    plan, made = source.build(replace(options[0], steps=(*options[0].steps[:-1], asked)))
+    if recipe.scheme_of(plan.steps) != scheme and scheme != "float32":
+        raise ModelError(f"there is nothing in `{model.name}` that can become {scheme}", "`edgesdk inspect` lists its operators")
+    noise = source.error(made, optimize=profiles.resembles(profile, probe.facts()))
+    return made, {
+        "scheme": scheme,
+        "recipe": list(plan.steps),
+        "size_bytes": {"before": source.size_bytes, "after": sum(map(len, model_files(made).values()))},
+        "snr_db": round(-10 * log10(noise), 1) if noise else None,
+        "violations": [str(violation) for violation in constraints.check(made, profile)],
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +283,7 @@ class Made:
         if self.source.samples is None and "int8" in self.profile.quantization.schemes:
             yield "int8 was not tried: it needs --calibration samples"
         if self.speed is None:
-            yield f"latency not measured: this machine is no {self.profile.title}"
+            yield f"latency not measured: this machine is no {self.profile.title}; `--on HOST` times candidates on one"
         if self.accuracy.metric == AGREEMENT:
             yield "accuracy is agreement with the original: give --evaluate to measure against labels"
 
@@ -284,16 +332,17 @@ def _latency(speed: Paired | None, profile: Profile) -> dict[str, Any]:
     if speed is None:
         return {"before": None, "after": None, "device": None}
     facts = probe.facts()
+    where = {"device": facts["cpu_model"], "threads": profile.runtime.intra_op_threads or facts["cores"], "provider": profile.providers[0].name}
+    if isinstance(speed, Raced):
+        where = {"device": speed.device, "host": speed.host, "threads": speed.threads, "provider": speed.providers[1]}
     return {
         "before": round(speed.before_ms, 3),
         "after": round(speed.after_ms, 3),
-        "device": facts["cpu_model"],
         "speedup": round(speed.speedup, 3),
         "interval": [round(speed.low, 3), round(speed.high, 3)],
         "runs": speed.runs,
         "warmup": speed.warmup,
-        "threads": profile.runtime.intra_op_threads or facts["cores"],
-        "provider": profile.providers[0].name,
+        **where,
     }
 
 

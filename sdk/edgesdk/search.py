@@ -139,15 +139,15 @@ class _Search:
         self._progress("try recipes", len(self._tried), 0)
         try:
             made, model = self._tools.build(plan)
+            if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
+                return None
+            if plan.scheme != scheme_of(made.steps):
+                made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
+            if made.scheme == "float32":
+                return self._add(Candidate(made))
+            speed = self._tools.race(model) if self._tools.race is not None else None
         except ModelError as error:
             return self._add(Candidate(plan, price=price, note=str(error)))
-        if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
-            return None
-        if plan.scheme != scheme_of(made.steps):
-            made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
-        if made.scheme == "float32":
-            return self._add(Candidate(made))
-        speed = self._tools.race(model) if self._tools.race is not None else None
         note = "not faster than float32" if speed is not None and not speed.faster else ""
         return self._add(Candidate(made, speed, self._tools.error(model), price=price, note=note))
 

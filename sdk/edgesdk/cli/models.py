@@ -19,7 +19,7 @@ Calibration = Annotated[str | None, typer.Option(help="unlabelled samples: .npz,
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (init, convert, inspect, check, optimize, package, verify):
+    for verb in (init, convert, inspect, check, quantize, optimize, package, verify):
         app.command()(verb)
 
 
@@ -34,15 +34,20 @@ def package(
     labels: Annotated[Path | None, typer.Option(help="one class name a line, shipped beside the model")] = None,
     name: Annotated[str | None, typer.Option(help="what programs on the device ask for")] = None,
     release: Annotated[int | None, typer.Option(min=1, help="release number; the next one if not given")] = None,
-    recipe: Annotated[Path | None, typer.Option(help="replay the recipe of a recipe.json or a bundle")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="replay the recipe in a recipe.toml or a bundle")] = None,
+    save_recipe: Annotated[Path | None, typer.Option(help="write the chosen recipe here, a .toml to keep and to replay")] = None,
+    explain: Annotated[Path | None, typer.Option(help="draw what was tried, accuracy against latency: a .png or .svg")] = None,
+    on: Annotated[str | None, typer.Option("--on", metavar="HOST", help="time the candidates on this device")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder or .tar; bundles/NAME if not given")] = None,
     *,
+    quick: Annotated[bool, typer.Option("--quick", help="try little: a first answer in a fraction of the time")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace whatever is at --output")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert, compress, prove and package a model for one or more profiles."""
     from edgesdk import packaging, profiles, project
     from edgesdk import recipe as recipes
+    from edgesdk.cli import plot
     from edgesdk.errors import ProjectError
 
     here = project.load(Path())
@@ -56,8 +61,10 @@ def package(
     chosen = [_with_limits(profiles.find(wanted), limits) for wanted in _wanted(profile, here.profiles)]
     if len({one.name for one in chosen}) != len(chosen):
         raise ProjectError("two of the profiles have the same name", "a profile's name is its file's: rename one of the files")
-    if recipe and len(chosen) > 1:
-        raise ProjectError("a recipe is of one profile", f"give one --profile with --recipe, such as {chosen[0].name}")
+    if (recipe or save_recipe or explain or on) and len(chosen) > 1:
+        raise ProjectError("a recipe, a plot and a device are of one profile", f"give one --profile with them, such as {chosen[0].name}")
+    if explain is not None:
+        plot.check(explain)
     request = packaging.Request(
         model=source,
         profiles=tuple(chosen),
@@ -68,10 +75,16 @@ def package(
         labels=labels or (Path(here.labels) if here.labels else None),
         release=release,
         steps=recipes.read(recipe, chosen[0].name) if recipe else None,
+        quick=quick,
+        on=on,
         force=force,
     )
     with progress() as advance:
         packaged = packaging.package(request, advance)
+    if save_recipe is not None:
+        save_recipe.write_text(recipes.to_toml(packaged[0].recipe, f"{called} for {chosen[0].name}: what `edgesdk package --recipe` replays"), encoding="utf-8")
+    if explain is not None:
+        plot.draw(packaged[0], explain)
     results = [one.to_dict() for one in packaged]
     show(results[0] if len(results) == 1 else results, "\n\n".join(map(_told, packaged)), as_json=as_json)
 
@@ -103,6 +116,41 @@ def optimize(
         written = packaging.optimize(model, profiles.find(profile), output, calibration, advance)
     text = f"{output}: {bytes_text(written['size_bytes']['before'])} → {bytes_text(written['size_bytes']['after'])}, {_steps(written['recipe'])}"
     show(written, text, as_json=as_json)
+
+
+def quantize(
+    model: ModelFile,
+    profile: ProfileName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="the quantized .onnx")],
+    scheme: Annotated[str, typer.Option(help="int8, dynamic-int8, weights-int8, weights-int4 or float16")] = "int8",
+    calibration: Calibration = None,
+    method: Annotated[str | None, typer.Option(help="how ranges are chosen: minmax, moving-average, percentile, entropy or mse (int8)")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="a node that stays float32; repeatable")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model in one number format, as a profile wants it: one step alone, with no search and no judge."""
+    from typing import cast, get_args
+
+    from edgesdk import graph, packaging, profiles
+    from edgesdk.calibration import METHODS
+    from edgesdk.errors import ProjectError
+
+    schemes = [name for name in get_args(profiles.Scheme) if name != "float32"]
+    if scheme not in schemes:
+        raise ProjectError(f"there is no scheme `{scheme}`", f"there are {', '.join(schemes)}")
+    if method is not None and method not in METHODS:
+        raise ProjectError(f"there is no method `{method}`", f"there are {', '.join(METHODS)}")
+    settings: dict[str, Any] = {key: value for key, value in (("method", method), ("exclude", exclude)) if value}
+    with progress() as advance:
+        made, told = packaging.quantize(
+            model, profiles.find(profile), scheme=cast("profiles.Scheme", scheme), samples=calibration, progress=advance, **settings
+        )
+        graph.save_as(made, output)
+    size = told["size_bytes"]
+    noise = f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers"
+    lines = [f"{output}: {bytes_text(size['before'])} → {bytes_text(size['after'])}, {noise}", *told["violations"]]
+    show({"model": str(output), **told}, "\n".join(lines), as_json=as_json)
 
 
 def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) -> None:

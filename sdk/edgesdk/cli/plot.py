@@ -1,0 +1,51 @@
+"""What was tried, as a picture: accuracy against latency, a point a candidate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgesdk.errors import ProjectError
+
+if TYPE_CHECKING:
+    from edgesdk.packaging import Packaged
+
+FORMATS = (".png", ".svg")
+
+
+def check(path: Path) -> None:
+    """Before the long work: the picture can be drawn. Raises ProjectError."""
+    if path.suffix not in FORMATS:
+        raise ProjectError(f"`{path}` is no picture that can be drawn", f"give a name that ends in {' or '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise ProjectError(f"there is no folder `{path.absolute().parent}`", "make it, or draw elsewhere")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ProjectError("the picture is drawn by matplotlib, which is not installed", "pip install 'edgesdk[plot]'") from error
+
+
+def draw(packaged: "Packaged", path: Path) -> None:
+    """Scored candidates by what they lose and how long they take; those that nobody had to score stand below the axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [candidate for candidate in packaged.candidates if candidate["speed"] is not None or candidate["selection_drop"] is not None]
+    timed = any(candidate["speed"] for candidate in shown)
+    whole = next((candidate["speed"]["before_ms"] for candidate in shown if candidate["speed"]), 1.0)
+    worst = max([abs(candidate["selection_drop"] or 0.0) for candidate in shown] + [0.01])
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for place, candidate in enumerate(shown):
+        taken = candidate["note"] == "taken"
+        across = candidate["speed"]["after_ms"] if candidate["speed"] else whole if timed else float(place)
+        scored = candidate["selection_drop"] is not None
+        height = -candidate["selection_drop"] if scored else -1.15 * worst
+        colour = "tab:green" if taken else "tab:grey" if not scored else "tab:blue" if candidate["note"] == "" else "tab:red"
+        axes.plot(across, height, "o", color=colour, fillstyle="full" if scored else "none", markersize=11 if taken else 7)
+        axes.annotate(candidate["label"], (across, height), xytext=(6, 5), textcoords="offset points", fontsize=8)
+    axes.axhline(0.0, color="black", linewidth=0.6)
+    axes.set_xlabel("latency, ms (median of pairs)" if timed else "candidate, in the order of preference: nothing could be timed here")
+    axes.set_ylabel(f"change of {packaged.accuracy.metric} on the selection samples")
+    axes.set_title(f"{packaged.name} for {packaged.profile}: green is taken, red misses the budget, hollow was not scored")
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
