@@ -33,7 +33,7 @@ class Recognise(_Table):
     architecture: tuple[str, ...] = Field((), description="machine names as `uname -m` prints them")
     board: str = Field("", description="regular expression found in the device tree's model")
     files: tuple[str, ...] = Field((), description="files that exist there")
-    cpu_features: tuple[str, ...] = Field((), description="flags of /proc/cpuinfo")
+    cpu_features: tuple[str, ...] = Field((), description="flags of /proc/cpuinfo; `a|b`: one of them")
 
 
 class Provider(_Table):
@@ -187,7 +187,7 @@ def _fits(wanted: Recognise, facts: dict[str, Any]) -> bool:
         (not wanted.architecture or facts.get("architecture") in wanted.architecture)
         and (not wanted.board or re.search(wanted.board, facts.get("board", "")) is not None)
         and set(wanted.files) <= set(facts.get("files", []))
-        and set(wanted.cpu_features) <= set(facts.get("cpu_features", []))
+        and all(set(feature.split("|")) & set(facts.get("cpu_features", [])) for feature in wanted.cpu_features)
     )
 
 

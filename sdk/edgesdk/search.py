@@ -267,6 +267,7 @@ class _Search:
         best = min(errors, key=lambda method: errors[method])
         if errors[best] > 0.9 * errors["minmax"]:
             return option
+        self._tried[-1] = replace(self._tried[-1], note=self._tried[-1].note or f"{best} ranges disturb the answers less, at the same speed")
         better = _with(option, {"method": best}, f", {best} ranges")
         self.attempt(better)
         return better
