@@ -336,6 +336,21 @@ def test_equal_nodes_are_computed_once() -> None:
     assert_same_function(model, slim)
 
 
+def test_batch_norm_of_a_tensor_whose_dimensions_are_not_known_stays() -> None:
+    """After a Loop nobody knows the rank; numbers by channel cannot be shaped for it."""
+    values = [onnx.helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", onnx.TensorProto.INT64), ("c", onnx.TensorProto.BOOL))]
+    tensors = [onnx.helper.make_tensor_value_info(name, FLOAT, None) for name in ("v", "w")]
+    going = onnx.helper.make_tensor_value_info("g", onnx.TensorProto.BOOL, [])
+    steps = [node("Identity", ["c"], ["g"]), node("Neg", ["v"], ["w"])]
+    body = onnx.helper.make_graph(steps, "body", [*values, tensors[0]], [going, tensors[1]])
+    parts = {name: np.abs(numbers(4, seed=i)) + np.float32(0.1) for i, name in enumerate(("s", "b", "m", "v2"))}
+    nodes = [node("Loop", ["count", "true", "x"], ["l"], body=body)]
+    nodes += [node("BatchNormalization", ["l", "s", "b", "m", "v2"], ["n"]), node("BatchNormalization", ["n", "s", "b", "m", "v2"], ["q"])]
+    nodes += [node("GlobalAveragePool", ["q"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"count": np.array(2), "true": np.array(True), **parts})
+    assert_same_function(model, simplified(model))
+
+
 def test_hard_swish_needs_its_own_numbers() -> None:
     def swish(shift: float, top: float, divisor: float) -> Model:
         nodes = [node("Add", ["x", "s"], ["a"]), node("Clip", ["a", "o", "t"], ["c"]), node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "d"], ["y"])]

@@ -38,7 +38,7 @@ def of(node: onnx_ir.Node) -> Affine | None:
         return last
     with np.errstate(over="ignore", invalid="ignore"):
         joined = Affine(first.source, last.scale * first.scale, last.scale * first.shift + last.shift, (*first.nodes, node))
-    return joined if joined.is_finite else last
+    return joined if joined.is_finite and can_be_of(joined, joined.source) else last
 
 
 def goes_on(node: onnx_ir.Node) -> bool:
@@ -47,6 +47,11 @@ def goes_on(node: onnx_ir.Node) -> bool:
         return False
     longer = of(next(iter(node.outputs[0].uses())).node)
     return longer is not None and node in longer.nodes
+
+
+def can_be_of(affine: Affine, value: onnx_ir.Value) -> bool:
+    """Whether it is known how to shape its numbers for that tensor."""
+    return affine.scale.size == affine.shift.size == 1 or layout(value) is not None
 
 
 def is_private(value: onnx_ir.Value) -> bool:
@@ -134,6 +139,8 @@ def _batch_norm(node: onnx_ir.Node) -> Affine | None:
     """BatchNormalization at inference."""
     value, numbers = node.inputs[0], [graph.constant(each) for each in node.inputs[1:5]]
     if value is None or any(each is None or each.dtype != np.float32 for each in numbers) or value.dtype not in (None, onnx_ir.DataType.FLOAT):
+        return None
+    if layout(value) is None:
         return None
     if any(extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]):
         return None

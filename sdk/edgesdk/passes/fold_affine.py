@@ -104,6 +104,8 @@ def _move_past_pooling(affine: Affine) -> bool:
     pool = next(iter(last.outputs[0].uses())).node if is_private(last.outputs[0]) else None
     if pool is None or pool.graph is not last.graph or pool.domain or pool.op_type not in _POOLING or not _commutes(pool, affine):
         return False
+    if not _affine.can_be_of(affine, pool.outputs[0]):
+        return False
     pooled, inside = pool.outputs[0], pool.graph
     assert isinstance(inside, onnx_ir.Graph)
     pool.replace_input_with(0, affine.source)
