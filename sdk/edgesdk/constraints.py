@@ -14,15 +14,15 @@ import numpy as np
 import onnx
 import onnx_ir
 
-from edgesdk import graph, positions, saturation
+from edgesdk import dpu, graph, positions, saturation
 from edgesdk.graph import Array, Model
 from edgesdk.profiles import Profile
 
 _KNOWN_DOMAINS = ("", "ai.onnx.ml", "com.microsoft")  # what onnxruntime's own builds come with
 _PER_CHANNEL_OPSET = 13
 _LINEAR = ("Conv", "ConvTranspose", "Gemm")
-_ALIKE = ("MaxPool", "Concat", "Pad", "Slice", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")  # the DPU keeps their position
-_SIGMOIDS = ("Sigmoid", "HardSigmoid")
+_ALIKE = ("MaxPool", *dpu.POOLS, "Concat", "Pad", "Slice", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze")  # the DPU keeps their position
+_UNKNOWN_TO_DPU = ("Sigmoid", "HardSwish", "ReduceMean", "BatchNormalization")
 # Operators that round activations by their range at the moment, and which of their inputs are weights, [inputs, outputs] or a stack of such.
 _DYNAMIC: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("DynamicQuantizeLinear", "ConvInteger"), ()),
@@ -212,6 +212,30 @@ def _powers_of_two(model: Model, profile: Profile) -> Iterator[Violation]:
             yield Violation(each.name, "power of two", _told(each.scale), "2 to a whole power", "quantize with `power_of_two = true`")
 
 
+def _as_the_dpu_computes(model: Model, profile: Profile) -> Iterator[Violation]:
+    """What is 8-bit on both sides answers what the DPU answers."""
+    if not profile.quantization.power_of_two:
+        return
+    for node in model.graph:
+        if node.domain or _read_through(node, 0) is None or _written_to(node) is None:
+            continue
+        for what, found, wanted in _unlike_the_dpu(node):
+            yield Violation(str(node.name), what, found, wanted, "use the pass `rewrite_for_dpu` before quantizing")
+
+
+def _unlike_the_dpu(node: onnx_ir.Node) -> Iterator[tuple[str, str, str]]:
+    if node.op_type in _UNKNOWN_TO_DPU:
+        yield "operator", node.op_type, "what the DPU has"
+    elif node.op_type == "HardSigmoid" and not dpu.is_hard_sigmoid(node):
+        yield "slope", "another", "clip(x / 6 + 1/2, 0, 1)"
+    elif (factor := dpu.correction(node)) is not None and dpu.correcting(node) is None:
+        yield "fixed-point reciprocal", "none", f"a Mul by {factor:.7g}"
+    elif node.op_type == "LeakyRelu" and not float(dpu.LEAKY_UNIT * dpu.slope(node)).is_integer():
+        yield "slope", f"{dpu.slope(node):.6g}", f"a whole number of 1/{dpu.LEAKY_UNIT}"
+    elif (kernel := dpu.pooled(node)) is not None and kernel[0] * kernel[1] > dpu.LARGEST_POOL:
+        yield "kernel", f"{kernel[0]}×{kernel[1]}", f"at most {dpu.LARGEST_POOL} places"
+
+
 def _shifts(model: Model, profile: Profile) -> Iterator[Violation]:
     """What the DPU's shift registers hold."""
     if not profile.quantization.power_of_two:
@@ -238,13 +262,28 @@ def _shifts_of(node: onnx_ir.Node, read: list[int | None], written: int) -> Iter
         yield "shift_read", reading, positions.READ
         yield "shift_write", writing, positions.ADD_WRITE
     elif node.op_type == "Mul" and len(inputs) == 2:
-        yield "shift_write", positions.mul_shift(inputs, written), positions.SWISH_WRITE if _is_swish(node) else positions.MUL_WRITE
+        yield "shift_write", positions.mul_shift(inputs, written), positions.SWISH_WRITE if dpu.is_swish(node) else positions.MUL_WRITE
+    elif node.op_type == "HardSigmoid" and inputs:
+        yield "position read", inputs[0], positions.SIGMOID_READ
+        yield "position written", written, (positions.SIGMOID_WRITTEN, dpu.HARD_SIGMOID[1] + inputs[0])
     elif node.op_type in _ALIKE:
         for position in inputs:
             yield "position", position, (written, written)
 
 
-_RULES: tuple[_Rule, ...] = (_versions, _operators, _static_shapes, _number_formats, _activations, _weights, _dynamic_weights, _biases, _powers_of_two, _shifts)
+_RULES: tuple[_Rule, ...] = (
+    _versions,
+    _operators,
+    _static_shapes,
+    _number_formats,
+    _activations,
+    _weights,
+    _dynamic_weights,
+    _biases,
+    _powers_of_two,
+    _as_the_dpu_computes,
+    _shifts,
+)
 
 
 def _quantized(model: Model) -> Iterator[_Quantized]:
@@ -294,7 +333,8 @@ def _read_through(node: onnx_ir.Node, place: int) -> _Quantized | None:
 
 
 def _written_to(node: onnx_ir.Node) -> _Quantized | None:
-    """The QuantizeLinear that the node's answer goes through, perhaps after a Relu or Clip."""
+    """The QuantizeLinear that the node's answer goes through, perhaps after a Relu, a Clip or what makes it the DPU's."""
+    node = dpu.correcting(node) or node
     for _ in range(2):
         users = [use.node for use in node.outputs[0].uses()]
         for user in users:
@@ -308,24 +348,6 @@ def _written_to(node: onnx_ir.Node) -> _Quantized | None:
 
 def _position(each: _Quantized | None) -> int | None:
     return positions.of_scale(float(each.scale)) if each is not None and each.scale.ndim == 0 else None
-
-
-def _is_swish(node: onnx_ir.Node) -> bool:
-    """x times a sigmoid of x, each read through its own DequantizeLinear."""
-    for value, gate in (node.inputs, reversed(node.inputs)):
-        sigmoid = _before_quantizing(gate)
-        if sigmoid is not None and sigmoid.op_type in _SIGMOIDS and sigmoid.inputs[0] is value:
-            return True
-    return False
-
-
-def _before_quantizing(value: onnx_ir.Value | None) -> onnx_ir.Node | None:
-    """What made a tensor, seen through QuantizeLinear and DequantizeLinear."""
-    producer = value.producer() if value is not None else None
-    while producer is not None and producer.op_type in ("QuantizeLinear", "DequantizeLinear"):
-        given = producer.inputs[0]
-        producer = given.producer() if given is not None else None
-    return producer
 
 
 def _output_axis(node: onnx_ir.Node, rank: int) -> int:

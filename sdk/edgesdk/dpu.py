@@ -65,6 +65,11 @@ def is_hard_sigmoid(node: onnx_ir.Node | None) -> bool:
     return abs(alpha - SIXTH) < 1e-6 and abs(beta - 0.5) < 1e-6
 
 
+def slope(node: onnx_ir.Node) -> float:
+    """Of a LeakyRelu."""
+    return node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.01
+
+
 def correction(node: onnx_ir.Node) -> float | None:
     """By what the node's answer has to be multiplied to be the DPU's; None where it is that already, or the DPU has no such operator."""
     if is_hard_sigmoid(node):

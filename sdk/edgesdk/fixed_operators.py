@@ -150,7 +150,7 @@ def _clip(node: onnx_ir.Node, inputs: Inputs) -> Fixed | None:
 
 def _leaky_relu(node: onnx_ir.Node, inputs: Inputs) -> Fixed | None:
     value = inputs[0]
-    slope = (node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.01) * dpu.LEAKY_UNIT
+    slope = dpu.slope(node) * dpu.LEAKY_UNIT
     if value is None or slope != round(slope):
         return None
     bits = dpu.LEAKY_UNIT.bit_length() - 1

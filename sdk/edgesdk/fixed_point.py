@@ -127,7 +127,7 @@ def _position(node: onnx_ir.Node) -> int | None:
 def _rounded(value: Fixed, position: int, rounding: Rounding) -> _Rounded:
     """The nearest int8 at a position, saturated."""
     shift = max(min(value.position - position, _FAR), -_FAR)
-    limit = value.divisor << (_FAR // 2)
+    limit = value.divisor << 8  # saturates, however it is shifted
     numerators = np.clip(value.integers, -limit, limit) << -shift if shift < 0 else value.integers
     denominator = value.divisor << max(shift, 0)
     whole, rest = np.divmod(numerators, denominator)

@@ -22,11 +22,13 @@ def small(name: str, **settings: object) -> Model:
     """Two convolutions, an Add and a Mul, quantized for the profile but for these settings."""
     nodes = [
         node("Conv", ["x", "w", "b"], ["c"], name="first"), node("Relu", ["c"], ["r"]), node("Conv", ["r", "v", "b"], ["d"], name="second"),
-        node("Add", ["d", "r"], ["s"], name="sum"), node("HardSigmoid", ["s"], ["h"]), node("Mul", ["s", "h"], ["y"], name="swish"),
+        node("Add", ["d", "r"], ["s"], name="sum"), node("HardSigmoid", ["s"], ["h"], alpha=1 / 6), node("Mul", ["s", "h"], ["y"], name="swish"),
     ]  # fmt: skip
     weights = {"w": numbers(4, 4, 1, 1), "v": numbers(4, 4, 1, 1, seed=1), "b": numbers(4)}
     model = build(nodes, inputs=IMAGE, outputs={"y": (1, 4, 6, 6)}, weights=weights)
-    wanted = {key: value for key, value in profiles.find(name).quantization.model_dump(mode="json").items() if key in SETTINGS}
+    quantization = profiles.find(name).quantization
+    model = passes.rewrite_for_dpu(model) if quantization.power_of_two else model
+    wanted = {key: value for key, value in quantization.model_dump(mode="json").items() if key in SETTINGS}
     return passes.quantize(model, samples=sampling.generated(model, 3), **wanted | settings)
 
 

@@ -29,9 +29,11 @@ def scheme(name: str) -> dict[str, Any]:
 
 
 def prepared(model: Model, name: str, samples: Samples) -> Model:
-    """Simplified, and of fixed shape where the profile wants that."""
-    fixed = [{"pass": "fix_shapes", "settings": {"shapes": samples.shapes()}}] if profiles.find(name).graph.static_shapes else []
-    return passes.apply([*fixed, *({"pass": each} for each in passes.SIMPLIFY)], model)
+    """Simplified, of fixed shape where the profile wants that, and in the DPU's operators where it is one."""
+    profile = profiles.find(name)
+    fixed = [{"pass": "fix_shapes", "settings": {"shapes": samples.shapes()}}] if profile.graph.static_shapes else []
+    rewritten = [{"pass": "rewrite_for_dpu"}] if profile.quantization.power_of_two else []
+    return passes.apply([*fixed, *({"pass": each} for each in passes.SIMPLIFY), *rewritten], model)
 
 
 def initializers(model: Model) -> Mapping[str, Array]:

@@ -36,35 +36,11 @@ def rewrite_for_dpu(model: Model) -> Model:
     """The model in the DPU's operators. Subgraphs stay as they are: they run on the board's processor."""
     rewritten = graph.clone(model)
     graph.infer_shapes(rewritten)
-    for node in list(rewritten.graph):
-        if node.graph is rewritten.graph and not _affine.goes_on(node):
-            _affine_to_conv(node)
-    for operator, rewrite in _REWRITES:
+    for operators, rewrite in _REWRITES:
         for node in list(rewritten.graph):
-            if node.op_type == operator and not node.domain:
+            if node.graph is rewritten.graph and node.op_type in operators and not node.domain:
                 rewrite(node)
     return rewritten
-
-
-def _affine_to_conv(node: onnx_ir.Node) -> None:
-    affine = _affine.of(node)
-    rank, channels = _affine.layout(affine.source) or (0, None) if affine is not None else (0, None)
-    if affine is None or rank != 4 or not channels or (affine.nodes[-1].outputs[0].is_graph_output() and affine.source.is_graph_input()):
-        return
-    if _corrects(affine):
-        return  # done by an earlier run
-    stem, weights = node.name, np.broadcast_to(affine.scale, channels).astype(np.float32).reshape(channels, 1, 1, 1)
-    summands = np.broadcast_to(affine.shift, channels).astype(np.float32)
-    inputs = [affine.source, graph.add_constant(_inside(node), f"{stem}_scale", weights), graph.add_constant(_inside(node), f"{stem}_shift", summands)]
-    conv = _before(node, "Conv", inputs, {"group": channels, "kernel_shape": [1, 1]}, f"{stem}_conv")
-    take_place(conv, node)
-    for left in reversed(affine.nodes[:-1]):
-        _inside(left).remove(left, safe=True)
-
-
-def _corrects(affine: Affine) -> bool:
-    producer = affine.source.producer()
-    return producer is not None and dpu.correcting(producer) is affine.nodes[0]
 
 
 def _sigmoid(node: onnx_ir.Node) -> None:
@@ -95,9 +71,28 @@ def _slope(node: onnx_ir.Node) -> None:
     node.attributes["alpha"], node.attributes["beta"] = onnx_ir.AttrFloat32("alpha", dpu.SIXTH), onnx_ir.AttrFloat32("beta", 0.5)
 
 
+def _affine_to_conv(node: onnx_ir.Node) -> None:
+    affine = _affine.of(node) if not _affine.goes_on(node) else None
+    rank, channels = (_affine.layout(affine.source) or (0, None)) if affine is not None else (0, None)
+    if affine is None or rank != 4 or not channels or _corrects(affine):
+        return
+    stem, weights = node.name, np.broadcast_to(affine.scale, channels).astype(np.float32).reshape(channels, 1, 1, 1)
+    summands = np.broadcast_to(affine.shift, channels).astype(np.float32)
+    inputs = [affine.source, graph.add_constant(_inside(node), f"{stem}_scale", weights), graph.add_constant(_inside(node), f"{stem}_shift", summands)]
+    conv = _before(node, "Conv", inputs, {"group": channels, "kernel_shape": [1, 1]}, f"{stem}_conv")
+    take_place(conv, node)
+    for left in reversed(affine.nodes[:-1]):
+        _inside(left).remove(left, safe=True)
+
+
+def _corrects(affine: Affine) -> bool:
+    """Whether an earlier run put it there."""
+    producer = affine.source.producer()
+    return producer is not None and dpu.correcting(producer) is affine.nodes[0]
+
+
 def _leaky_relu(node: onnx_ir.Node) -> None:
-    slope = node.attributes["alpha"].as_float() if "alpha" in node.attributes else 0.01
-    node.attributes["alpha"] = onnx_ir.AttrFloat32("alpha", round(slope * dpu.LEAKY_UNIT) / dpu.LEAKY_UNIT)
+    node.attributes["alpha"] = onnx_ir.AttrFloat32("alpha", round(dpu.slope(node) * dpu.LEAKY_UNIT) / dpu.LEAKY_UNIT)
 
 
 def _reduce_mean(node: onnx_ir.Node) -> None:
@@ -179,17 +174,16 @@ def _length(value: onnx_ir.Value, axis: int) -> int | None:
 
 
 # In this order: what one makes is another's to rewrite.
-_REWRITES: tuple[tuple[str, Callable[[onnx_ir.Node], None]], ...] = (
-    ("Sigmoid", _sigmoid),
-    ("HardSwish", _hard_swish),
-    ("HardSigmoid", _slope),
-    ("HardSigmoid", _correct),
-    ("LeakyRelu", _leaky_relu),
-    ("ReduceMean", _reduce_mean),
-    ("GlobalAveragePool", _split_large),
-    ("AveragePool", _correct),
-    ("GlobalAveragePool", _correct),
-    ("Split", _split),
+_REWRITES: tuple[tuple[tuple[str, ...], Callable[[onnx_ir.Node], None]], ...] = (
+    (("Sigmoid",), _sigmoid),
+    (("HardSwish",), _hard_swish),
+    (("HardSigmoid",), _slope),
+    (_affine.OPERATORS, _affine_to_conv),
+    (("LeakyRelu",), _leaky_relu),
+    (("ReduceMean",), _reduce_mean),
+    (("GlobalAveragePool",), _split_large),
+    (dpu.CORRECTED, _correct),
+    (("Split",), _split),
 )
 
 
