@@ -9,7 +9,7 @@ ifdef CI
 TORCH ?= 1
 endif
 
-.PHONY: demo test unit test-oldest check suite-data bench lock clean
+.PHONY: demo test unit test-oldest check suite-data suite bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
@@ -38,8 +38,20 @@ check: $(READY)
 suite-data: $(READY) # the models and data of tests/suite that are not in the repository: 115 MB out of pinned packages
 	$(BIN)/python -m tests.suite.fetch
 
-bench: $(READY)
+suite: $(READY) suite-data # every model for every profile: an hour. Some of them: make suite ARGS="rec det"
+	$(BIN)/python -m tests.suite.profiles $(ARGS)
+
+bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
+	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
+
+.venv-peers/.ready: requirements.lock requirements-peers.txt pyproject.toml
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	.venv-peers/bin/python -m pip install --quiet -r requirements-peers.txt
+	.venv-peers/bin/python -m pip uninstall --quiet --yes openvino-telemetry # openvino does without, and nothing is sent anywhere
+	.venv-peers/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgesdk needs python3 3.11 or newer; say which with: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -64,4 +76,4 @@ lock: # the pins, from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-oldest .cache bundles
+	rm -rf .venv .venv-oldest .venv-peers .cache bundles

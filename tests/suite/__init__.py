@@ -23,6 +23,7 @@ class Entry:
     """A model and the module that feeds and scores it: ``calibration()`` yields feeds, ``evaluate(run)`` gives scores of others."""
 
     name: str
+    title: str
     model: Path
     module: Path
     least_speedup: float = 0.98  # against the file as given; what `make bench` holds it to
@@ -36,19 +37,19 @@ class Entry:
         return f"{self.module}:calibration"
 
 
-def _entry(name: str, folder: Path, model: str, module: str, least_speedup: float = 0.98) -> Entry:
-    return Entry(name, folder / f"{model}.onnx", Path(__file__).with_name(f"{module}.py"), least_speedup)
+def _entry(name: str, title: str, folder: Path, model: str, module: str, least_speedup: float = 0.98) -> Entry:
+    return Entry(name, title, folder / f"{model}.onnx", Path(__file__).with_name(f"{module}.py"), least_speedup)
 
 
 SUITE = (
-    _entry("rec", FETCHED, "ch_PP-OCRv4_rec_infer", "ocr_rec", 1.75),
-    _entry("det", FETCHED, "ch_PP-OCRv4_det_infer", "ocr_det", 1.4),
-    _entry("cls", FETCHED, "ch_ppocr_mobile_v2.0_cls_infer", "ocr_cls", 1.5),
-    _entry("resnet8", COMMITTED, "resnet8_mnist", "digits"),
-    _entry("resnet20", COMMITTED, "resnet20_fashion", "fashion"),
-    _entry("mobilenet", COMMITTED, "mobilenet_fashion", "fashion"),
-    _entry("minilm", FETCHED, "paraphrase-MiniLM-L3-v2", "sentences"),
-    _entry("bilstm", COMMITTED, "bilstm_vowels", "vowels"),
+    _entry("rec", "PP-OCRv4 recognition", FETCHED, "ch_PP-OCRv4_rec_infer", "ocr_rec", 1.75),
+    _entry("det", "PP-OCRv4 detection", FETCHED, "ch_PP-OCRv4_det_infer", "ocr_det", 1.4),
+    _entry("cls", "PP-OCR text direction", FETCHED, "ch_ppocr_mobile_v2.0_cls_infer", "ocr_cls", 1.5),
+    _entry("resnet8", "ResNet-8, MNIST", COMMITTED, "resnet8_mnist", "digits"),
+    _entry("resnet20", "ResNet-20, Fashion-MNIST", COMMITTED, "resnet20_fashion", "fashion"),
+    _entry("mobilenet", "MobileNet, Fashion-MNIST", COMMITTED, "mobilenet_fashion", "fashion"),
+    _entry("minilm", "MiniLM, sentences", FETCHED, "paraphrase-MiniLM-L3-v2", "sentences"),
+    _entry("bilstm", "BiLSTM, Japanese vowels", COMMITTED, "bilstm_vowels", "vowels"),
 )
 
 
