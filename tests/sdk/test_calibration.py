@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.quantization import calibrate
 
-from edgesdk import calibration, graph, histograms, range_cache, sampling
+from edgesdk import cache, calibration, graph, histograms, range_cache, sampling
 from edgesdk.calibration import Histogram, Range
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Feeds, Model
@@ -412,6 +412,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     samples = sampling.generated(small(), 3)
     found = calibration.statistics(small(), ["y"], samples, histograms=True, cache=tmp_path / "file" / "below")
     assert same(found, calibration.ranges(small(), ["y"], samples, histograms=True))
+
+
+def test_with_no_folder_given_this_machines_cache_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "cache_folder", cache.cache_folder)
+    monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path))
+    calibration.statistics(small(), ["y"], sampling.generated(small(), 2), histograms=False)
+    assert len(list((tmp_path / "calibration").iterdir())) == 1
 
 
 def test_what_was_not_asked_for_is_measured_too_unless_it_is_constant() -> None:
