@@ -8,6 +8,7 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.graph import Array
 from edgesdk.passes._linear import channels, is_linear
+from edgesdk.passes._rewiring import is_private
 
 OPERATORS = ("Mul", "Div", "Add", "Sub", "BatchNormalization")
 
@@ -52,11 +53,6 @@ def goes_on(node: onnx_ir.Node) -> bool:
 def can_be_of(affine: Affine, value: onnx_ir.Value) -> bool:
     """Whether it is known how to shape its numbers for that tensor."""
     return affine.scale.size == affine.shift.size == 1 or layout(value) is not None
-
-
-def is_private(value: onnx_ir.Value) -> bool:
-    """Whether one node alone reads it."""
-    return len(value.uses()) == 1 and not value.is_graph_output()
 
 
 def layout(value: onnx_ir.Value) -> tuple[int, int | None] | None:

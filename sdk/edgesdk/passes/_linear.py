@@ -19,6 +19,12 @@ def is_linear(node: onnx_ir.Node | None) -> bool:
     return weight is not None and weight.dtype == np.float32 and (bias is None or graph.constant(bias) is not None)
 
 
+def is_plain_conv(node: onnx_ir.Node) -> bool:
+    """A two-dimensional Conv of one group with constant weights."""
+    weight = graph.constant(node.inputs[1]) if is_linear(node) and node.op_type == "Conv" else None
+    return weight is not None and weight.ndim == 4 and _integer(node, "group", 1) == 1
+
+
 def channels(node: onnx_ir.Node) -> int:
     """How many output channels it has."""
     weight = graph.constant(node.inputs[1])

@@ -11,7 +11,7 @@ from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes import _affine
 from edgesdk.passes._affine import Affine
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import take_place
 
 BLOCK = 8  # channels that the layout takes together on AVX2; 16 on AVX-512
 _BETWEEN = ("Relu", "LeakyRelu", "Clip", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "MaxPool", "AveragePool")

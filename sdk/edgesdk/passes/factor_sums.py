@@ -5,8 +5,7 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Model
-from edgesdk.passes._affine import is_private
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import is_private, take_place
 
 
 def factor_sums(model: Model) -> Model:

@@ -6,9 +6,9 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes import _affine
-from edgesdk.passes._affine import Affine, is_private
+from edgesdk.passes._affine import Affine
 from edgesdk.passes._linear import absorb, absorb_before, channels, is_linear
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import is_private, take_place
 
 _KEEP_ORDER = ("Relu", "LeakyRelu")  # f(c · x) = c · f(x) for c > 0
 _POOLING = ("MaxPool", "AveragePool", "GlobalAveragePool")

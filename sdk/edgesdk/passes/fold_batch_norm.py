@@ -6,6 +6,7 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes._linear import absorb, is_linear
+from edgesdk.passes._rewiring import take_place as take_place  # where quantizing passes look for it
 
 
 def fold_batch_norm(model: Model) -> Model:
@@ -36,15 +37,3 @@ def _fold(node: onnx_ir.Node) -> None:
         shift = bias - mean * factor
     if absorb(before, factor, shift):
         take_place(before, node)
-
-
-def take_place(before: onnx_ir.Node, after: onnx_ir.Node) -> None:
-    """``before`` answers in the place, and under the name, of ``after``, which goes."""
-    old, new = after.outputs[0], before.outputs[0]
-    inside = after.graph
-    name, shape, kind = old.name, old.shape, old.type
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    if inside is not None:
-        inside.remove(after, safe=True)
-    old.name = None
-    new.name, new.shape, new.type = name, shape or new.shape, kind or new.type

@@ -5,9 +5,8 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Array, Model
-from edgesdk.passes._affine import is_private
-from edgesdk.passes._linear import is_linear, reads_all_alike
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._linear import is_plain_conv, reads_all_alike
+from edgesdk.passes._rewiring import is_private, take_place
 
 
 def merge_convolutions(model: Model) -> Model:
@@ -19,7 +18,7 @@ def merge_convolutions(model: Model) -> Model:
         return model
     merged = graph.clone(model)
     for node in list(merged.graph):
-        if node.graph is merged.graph and _is_plain(node):
+        if node.graph is merged.graph and is_plain_conv(node):
             _merge(node)
     return merged
 
@@ -27,7 +26,7 @@ def merge_convolutions(model: Model) -> Model:
 def _merge(second: onnx_ir.Node) -> None:
     value = second.inputs[0]
     first = value.producer() if value is not None and is_private(value) else None
-    if first is None or first.graph is not second.graph or not _is_plain(first):
+    if first is None or first.graph is not second.graph or not is_plain_conv(first):
         return
     (inner, inner_bias), (outer, outer_bias) = _weights(first), _weights(second)
     if inner.shape[0] != outer.shape[1]:
@@ -51,12 +50,6 @@ def _merge(second: onnx_ir.Node) -> None:
     inside.insert_before(second, merged)
     take_place(merged, second)
     inside.remove(first, safe=True)
-
-
-def _is_plain(node: onnx_ir.Node) -> bool:
-    """A two-dimensional Conv of one group with constant weights."""
-    weight = graph.constant(node.inputs[1]) if is_linear(node) and node.op_type == "Conv" else None
-    return weight is not None and weight.ndim == 4 and ("group" not in node.attributes or node.attributes["group"].as_int() == 1)
 
 
 def _weights(node: onnx_ir.Node) -> tuple[Array, Array]:

@@ -10,8 +10,8 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Model
-from edgesdk.passes._affine import is_private
-from edgesdk.passes._linear import is_linear
+from edgesdk.passes._linear import is_plain_conv
+from edgesdk.passes._rewiring import is_private
 
 BLOCK = 16
 _FINITE_AT_ZERO = ("Relu", "LeakyRelu", "HardSwish", "HardSigmoid", "Sigmoid", "Tanh", "Clip")
@@ -26,7 +26,7 @@ def pad_channels(model: Model) -> Model:
         return model
     padded = graph.clone(model)
     for node in list(padded.graph):
-        first = _feeder(node) if _is_plain(node) else None
+        first = _feeder(node) if is_plain_conv(node) else None
         if first is not None:
             _pad(first, node)
     return padded
@@ -36,7 +36,7 @@ def _feeder(node: onnx_ir.Node) -> onnx_ir.Node | None:
     """The Conv before, if nothing but an activation lies between and nobody else reads either."""
     value = node.inputs[0]
     while value is not None and is_private(value) and (before := value.producer()) is not None and before.graph is node.graph:
-        if _is_plain(before):
+        if is_plain_conv(before):
             return before
         if before.domain or before.op_type not in _FINITE_AT_ZERO:
             return None
@@ -60,9 +60,3 @@ def _pad(first: onnx_ir.Node, second: onnx_ir.Node) -> None:
             name = node.inputs[place].name  # type: ignore[union-attr]
             node.replace_input_with(place, graph.add_constant(inside, f"{name}_padded", np.pad(array, widths)))
     first.outputs[0].shape = None
-
-
-def _is_plain(node: onnx_ir.Node) -> bool:
-    """A two-dimensional Conv of one group with constant weights."""
-    weight = graph.constant(node.inputs[1]) if is_linear(node) and node.op_type == "Conv" else None
-    return weight is not None and weight.ndim == 4 and ("group" not in node.attributes or node.attributes["group"].as_int() == 1)

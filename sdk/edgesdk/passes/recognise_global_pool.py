@@ -5,7 +5,7 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Model
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import take_place
 
 
 def recognise_global_pool(model: Model) -> Model:

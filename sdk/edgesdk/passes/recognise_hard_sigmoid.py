@@ -6,9 +6,9 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes import _affine
-from edgesdk.passes._affine import is_private, number
+from edgesdk.passes._affine import number
 from edgesdk.passes._linear import is_linear
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import drop_unused, is_private, take_place
 
 
 def recognise_hard_sigmoid(model: Model) -> Model:
@@ -54,9 +54,9 @@ def _recognise(node: onnx_ir.Node) -> None:
         return
     made = onnx_ir.node("HardSigmoid", [source], {"alpha": alpha, "beta": beta}, name=f"{node.name}_hard_sigmoid")
     inside.insert_before(node, made)
-    waiting = [value for value in node.inputs if value is not None]
+    given = list(node.inputs)
     take_place(made, node)
-    _drop_unused(waiting)
+    drop_unused(given)
 
 
 def _clipped(node: onnx_ir.Node) -> tuple[onnx_ir.Value, float] | None:
@@ -74,12 +74,3 @@ def _clipped(node: onnx_ir.Node) -> tuple[onnx_ir.Value, float] | None:
         if inner is not None and inner.op_type == "Relu" and not inner.domain and inner.graph is node.graph and inner.inputs[0] is not None and top and top > 0:
             return inner.inputs[0], top
     return None
-
-
-def _drop_unused(values: list[onnx_ir.Value]) -> None:
-    """The nodes that HardSigmoid took the place of, from the last to the first."""
-    while values:
-        node = values.pop().producer()
-        if node is not None and node.graph is not None and not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            values += [value for value in node.inputs if value is not None]
-            node.graph.remove(node, safe=True)

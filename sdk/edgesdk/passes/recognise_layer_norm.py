@@ -7,8 +7,7 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Array, Model
-from edgesdk.passes._affine import is_private
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import drop_unused, is_private, take_place
 
 FIRST_OPSET = 17
 
@@ -46,13 +45,9 @@ def _recognise(division: onnx_ir.Node) -> None:
     inputs = [value, *(graph.add_constant(inside, f"{division.name}_{name}", array) for name, array in zip(("scale", "shift"), parts, strict=False))]
     made = onnx_ir.node("LayerNormalization", inputs, {"axis": -len(axes), "epsilon": epsilon}, name=graph.fresh(inside, f"{division.name}_layer_norm"))
     inside.insert_before(last, made)
-    unused = [each for each in last.inputs if each is not None]
+    given = list(last.inputs)
     take_place(made, last)
-    while unused:
-        node = unused.pop().producer()
-        if node is not None and node.graph is inside and not any(each.uses() or each.is_graph_output() for each in node.outputs):
-            unused += [each for each in node.inputs if each is not None]
-            inside.remove(node, safe=True)
+    drop_unused(given)
 
 
 def _centred(value: onnx_ir.Value | None) -> tuple[onnx_ir.Value | None, tuple[int, ...]]:
