@@ -251,6 +251,13 @@ def test_hard_swish_and_hard_sigmoid_are_integer_sums_that_saturate() -> None:
         assert np.abs(found - expected).max() < 0.06 * np.abs(expected).max()
 
 
+def test_a_gate_may_be_scaled() -> None:
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("HardSigmoid", ["c"], ["h"]), node("Mul", ["h", "half"], ["m"]), node("Mul", ["c", "m"], ["y"])]
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "half": np.float32(0.5)})
+    small = passes.quantize(model, samples=sampling.generated(model, 2), **X86 | {"operators": [*X86["operators"], "HardSigmoid"]})
+    assert operators(small)["Add"] == 1
+
+
 @pytest.mark.parametrize("written", ["scalars", "convolution"])
 def test_a_scale_and_an_offset_cost_no_integer_operator(written: str) -> None:
     scaled = {

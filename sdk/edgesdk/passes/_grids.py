@@ -88,7 +88,8 @@ class _Chain:
 def by_magnitude(work: Model, found: dict[str, Range], affines: list[Affine], levels: Levels) -> Grids:
     """Every scale the finest that holds what was seen; what only moves, scales or shifts numbers keeps their integers."""
     source = _moved(work, set(found))
-    grids, relabelled = _activations(found, source, [] if levels.symmetric else affines, levels)
+    chained = [affine for affine in affines if affine.given in found and not levels.symmetric]
+    grids, relabelled = _activations(found, source, chained, levels)
 
     def operand(site: Site, place: int, array: Array) -> Grid:
         if site.node.op_type == "MatMul" and place == 1 and array.ndim == 2:
