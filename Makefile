@@ -9,7 +9,7 @@ ifdef CI
 TORCH ?= 1
 endif
 
-.PHONY: demo test unit test-oldest check suite-data suite bench lock clean
+.PHONY: demo test unit test-oldest test-quark check suite-data suite bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
@@ -22,6 +22,14 @@ unit: $(READY) # seconds: for while you work
 
 test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime and numpy that it promises
 	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
+
+test-quark: $(READY) .venv-quark/.ready # AMD's own quantizer for the DPU as an oracle: 1.5 GB, two minutes
+	$(BIN)/python -m pytest tests/oracles $(ARGS)
+
+.venv-quark/.ready: tests/oracles/quark/requirements.txt
+	$(PYTHON) -m venv .venv-quark
+	.venv-quark/bin/python -m pip install --quiet -r tests/oracles/quark/requirements.txt
+	@touch $@
 
 .venv-oldest/.ready: requirements-oldest.txt
 	$(PYTHON) -m venv .venv-oldest
@@ -76,4 +84,4 @@ lock: # the pins, from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .cache bundles
+	rm -rf .venv .venv-oldest .venv-peers .venv-quark .cache bundles
