@@ -144,7 +144,7 @@ def _choice(profile: Profile, source: Source, request: Request, race: Race | Non
         plan, model = source.build(Plan("replayed", recipe.scheme_of(request.steps), request.steps))
         return Choice(plan, model, (Candidate(plan, note="taken"),))
     return search.choose(
-        recipe.plans(profile, calibrated=source.samples is not None, shapes=source.shapes),
+        recipe.plans(profile, source.model, calibrated=source.samples is not None, shapes=source.shapes),
         evidence.gather(source, profile, race, here=here),
         max_drop=profile.budget.max_drop,
         least_share=profile.quantization.least_share,
@@ -174,7 +174,7 @@ def quantize(
     progress("read the model", 0, 0)
     source = Source.load(model, calibration=samples)
     wanted = profile.model_copy(update={"quantization": profile.quantization.model_copy(update={"schemes": (scheme,)})})
-    options = recipe.plans(wanted, calibrated=source.samples is not None, shapes=source.shapes)
+    options = recipe.plans(wanted, source.model, calibrated=source.samples is not None, shapes=source.shapes)
     if not options:
         raise SampleError(f"{scheme} measures ranges on samples, and there are none", "give some: `--calibration`")
     last = options[0].steps[-1]
@@ -248,7 +248,7 @@ class Made:
                 "opset": described.opset,
                 "ir_version": described.ir_version,
             },
-            "needs": {"onnxruntime": graph.needed_onnxruntime(described.opset, described.ir_version)},
+            "needs": {"onnxruntime": graph.oldest_onnxruntime(self.choice.model)},
             "golden": {
                 "samples": self.golden.samples,
                 "tolerance": self.golden.tolerance,

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.bundle import Layout
-from edgesdk import passes
+from edgesdk import graph, passes
 from edgesdk.errors import ProjectError
+from edgesdk.graph import Model
 from edgesdk.passes.quantize import SETTINGS
 from edgesdk.profiles import Profile, Scheme
 
 Step = dict[str, Any]
 
-# What the passes that change the number format make.
-FORMATS: dict[str, Scheme] = {"quantize": "int8", "to_float16": "float16", "quantize_dynamic": "dynamic-int8", "quantize_weights": "weights-int8"}
+FORMATS = {"quantize", "to_float16", "quantize_dynamic", "quantize_weights"}  # the passes that change the number format
+PRODUCTS = ("MatMul", "Gemm", "Gather")  # Gather: tables of embeddings, often most of a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,20 @@ class Plan:
     steps: tuple[Step, ...]
 
 
-def plans(profile: Profile, *, calibrated: bool, shapes: dict[str, list[int]]) -> list[Plan]:
-    """What is worth trying for a profile, in its order of preference. ``shapes`` fix the inputs where the profile wants that.
+def plans(profile: Profile, model: Model, *, calibrated: bool, shapes: dict[str, list[int]]) -> list[Plan]:
+    """What is worth trying for a model and a profile, in the profile's order of preference. ``shapes`` fix the inputs where the profile wants that.
 
-    int8 needs calibration samples.
+    int8 needs calibration samples. Without a convolution dynamic int8 comes before it: so onnxruntime advises for transformers and
+    recurrent models ("Quantize ONNX Models", "Choosing between dynamic and static").
     """
-    simplified = float_plan(profile, shapes)
     wanted = [scheme for scheme in profile.quantization.schemes if calibrated or scheme != "int8"]
-    return [simplified if scheme == "float32" else Plan(scheme, scheme, (*simplified.steps, *_last_steps(scheme, profile))) for scheme in wanted]
+    if {"int8", "dynamic-int8"} <= set(wanted) and not any(node.op_type in ("Conv", "ConvTranspose") for node in graph.nodes(model)):
+        wanted.remove("dynamic-int8")
+        wanted.insert(wanted.index("int8"), "dynamic-int8")
+    simplified = float_plan(profile, shapes)
+    return [
+        Plan(label, scheme, (*simplified.steps, *steps)) if steps else simplified for scheme in wanted for label, steps in _last_steps(scheme, profile).items()
+    ]
 
 
 def float_plan(profile: Profile, shapes: dict[str, list[int]]) -> Plan:
@@ -53,17 +60,31 @@ def float_plan(profile: Profile, shapes: dict[str, list[int]]) -> Plan:
 
 def scheme_of(steps: Sequence[Step]) -> Scheme:
     """The number format that a recipe ends in."""
-    return next((FORMATS[step["pass"]] for step in reversed(steps) if step["pass"] in FORMATS), "float32")
+    last = next((step for step in reversed(steps) if step["pass"] in FORMATS), None)
+    if last is None:
+        return "float32"
+    weights: Scheme = "weights-int4" if last["settings"].get("bits") == 4 else "weights-int8"
+    made: dict[str, Scheme] = {"quantize": "int8", "to_float16": "float16", "quantize_dynamic": "dynamic-int8", "quantize_weights": weights}
+    return made[last["pass"]]
 
 
-def _last_steps(scheme: Scheme, profile: Profile) -> tuple[Step, ...]:
-    """What makes the format of the simplified model."""
-    settings = profile.quantization
-    made: dict[Scheme, tuple[Step, ...]] = {
-        "float16": ({"pass": "to_float16", "settings": {"keep_float32": list(settings.keep_float32)}},),
-        "int8": ({"pass": "quantize", "settings": settings.model_dump(mode="json", include=set(SETTINGS))},),
+def _last_steps(scheme: Scheme, profile: Profile) -> dict[str, tuple[Step, ...]]:
+    """What makes the format of the simplified model, by what a person calls it."""
+    wanted = profile.quantization
+    settings: dict[str, tuple[str, dict[str, Any]] | None] = {
+        "float32": None,
+        "float16": ("to_float16", {"keep_float32": list(wanted.keep_float32)}),
+        "int8": ("quantize", wanted.model_dump(mode="json", include=set(SETTINGS))),
+        "dynamic-int8": ("quantize_dynamic", {"operators": [*PRODUCTS, "LSTM"], "per_channel": True, "reduce_range": wanted.reduce_range}),
+        "dynamic-int8, one scale a tensor": (
+            "quantize_dynamic",
+            {"operators": [*PRODUCTS, "LSTM"], "per_channel": False, "reduce_range": wanted.reduce_range},  # LSTM's kernel: 1.5 times against 1.3
+        ),
+        "weights-int8": ("quantize_weights", {"bits": 8, "block_size": 128, "operators": list(PRODUCTS)}),
+        "weights-int4": ("quantize_weights", {"bits": 4, "block_size": 128, "symmetric": False, "operators": list(PRODUCTS)}),
     }
-    return made[scheme]
+    before = ({"pass": "rewrite_for_dpu", "settings": {}},) if wanted.power_of_two else ()
+    return {label: (*before, {"pass": asked[0], "settings": asked[1]}) if asked else () for label, asked in settings.items() if label.split(",")[0] == scheme}
 
 
 def read(path: Path, profile: str) -> tuple[Step, ...]:

@@ -25,6 +25,8 @@ from edgesdk.recipe import Plan, scheme_of
 from edgesdk.regions import Costs, Group, Link
 
 NOTHING = "there is nothing to quantize"
+_CLEARLY = 0.9  # times as much: less by more than noise
+_NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
 MOST_SCORED = 24  # evaluations, whatever there is to try
 
@@ -117,12 +119,22 @@ def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_shar
     for option in options:
         search.attempt(option)
         if option.scheme == "int8":
-            search.attempt_cuts(option)
-        if tools.race is None and search.score():
-            break
-    search.score()
-    search.refine()
-    search.correct()
+            search.choose_ranges()
+        if tools.race is None:  # what comes first and holds is taken, so the next option may not be needed
+            search.score()
+            search.cut()
+            search.score()
+            search.refine()
+            search.correct()
+            if search.score():
+                break
+    if tools.race is not None:
+        search.score(exact=False)
+        search.cut()
+        search.score(exact=False)
+        search.refine()
+        search.correct()
+        search.score()
     return search.choice()
 
 
@@ -132,6 +144,7 @@ class _Search:
     def __init__(self, tools: Tools, max_drop: float, least_share: float, effort: Effort, progress: Progress) -> None:
         self._tools, self._max_drop, self._least_share, self._effort, self._progress = tools, max_drop, least_share, effort, progress
         self._tried: list[Candidate] = []
+        self._whole: Candidate | None = None  # 8-bit as far as can be, of which there may be parts
         self._cut_at: Callable[[float], Plan | None] = lambda _price: None
 
     def attempt(self, plan: Plan, *, price: float = 0.0) -> Candidate | None:
@@ -151,49 +164,79 @@ class _Search:
         note = "not faster than float32" if speed is not None and not speed.faster else ""
         return self._add(Candidate(made, speed, self._tools.error(model), price=price, note=note))
 
-    def attempt_cuts(self, option: Plan) -> None:
-        """Float and 8-bit regions of an int8 plan, at each price of error."""
-        base_plan = replace(option, steps=option.steps[:-1])
-        _, base = self._tools.build(base_plan)
-        settings = option.steps[-1]["settings"]
-        names = targets(base, operators=settings["operators"], exclude=settings.get("exclude", ()))
-        parts = regions.groups(base, names, most=self._effort.groups)
-        if len(parts) < 2 or self._tried[-1].plan.scheme != "int8":
+    def choose_ranges(self) -> None:
+        """The ranges that disturb the answers least take the place of the plain ones, if they are clearly better."""
+        self._whole = plain = self._tried[-1]
+        if plain.plan.scheme != "int8":
+            self._whole = None
             return
-        option = self._with_best_method(option)
-        _, whole = self._tools.build(option)
-        between = regions.links(base, parts)
+        errors: dict[str, float] = {}
+        for method in self._effort.methods:
+            self._progress("choose ranges", len(errors), len(self._effort.methods))
+            _, model = self._tools.build(_with(plain.plan, {"method": method}, ""))
+            errors[method] = self._tools.error(model)
+        best = min(errors, key=lambda method: errors[method])
+        if best == "minmax" or errors[best] > _CLEARLY * errors["minmax"]:
+            return
+        self._tried[-1] = replace(plain, note=plain.note or f"{best} ranges disturb the answers less, at the same speed")
+        self._whole = self.attempt(_with(plain.plan, {"method": best}, f", {best} ranges"))
+
+    def cut(self) -> None:
+        """Float and 8-bit regions of what was quantized whole: where that held only the fastest, else one at each price of error."""
+        whole, self._whole = self._whole, None
+        if whole is None or len(parts := self._parts(whole.plan)) < 2:
+            return
+        held = [candidate for candidate in self._tried if self._holds(candidate)]
+        whole = next(candidate for candidate in self._tried if candidate.plan == whole.plan)
+        if self._tools.race is not None and any(candidate.speedup * _CLEARLY > whole.speedup for candidate in held if candidate is not whole):
+            return  # something else holds, and is faster than the whole
+        prices = self._effort.prices
+        if self._holds(whole):
+            prices = () if self._tools.race is None else (0.0,)
+        self._cut_at = self._cutter(whole.plan, parts, measured=prices != (0.0,)) if prices else self._cut_at
+        for price in prices:
+            if (plan := self._cut_at(price)) is not None:
+                self.attempt(plan, price=price)
+
+    def _parts(self, plan: Plan) -> list[Group]:
+        _, base = self._tools.build(_without_last(plan))
+        return regions.groups(base, _names(plan, base), most=self._effort.groups)
+
+    def _cutter(self, plan: Plan, parts: list[Group], *, measured: bool) -> Callable[[float], Plan | None]:
+        """What makes the cheapest cut at a price, of parts whose disturbance was measured one by one, if it counts."""
+        _, base = self._tools.build(_without_last(plan))
+        _, whole = self._tools.build(plan)
+        names, between = set(_names(plan, base)), regions.links(base, parts)
         costs = self._tools.costs(base, whole, parts, between)
-        alone = []
-        for place, part in enumerate(parts):
+        alone = [0.0] * len(parts)
+        for place, part in enumerate(parts if measured else ()):
             self._progress("measure what each part disturbs", place, len(parts))
-            _, model = self._tools.build(_excluding(option, set(names) - set(part.nodes), ""))
-            alone.append(self._tools.error(model))
+            _, model = self._tools.build(_excluding(plan, names - set(part.nodes), ""))
+            alone[place] = self._tools.error(model)
         gain = sum(max(in_float - in_8_bits, 0.0) for in_float, in_8_bits in zip(costs.float_, costs.int8, strict=True))
         macs = self._tools.macs(base) if self._least_share else {}
 
         def cut_at(price: float) -> Plan | None:
-            unit = price * gain / max(sum(alone), 1e-12)
+            unit = price * gain / max(sum(alone), _NO_ERROR)
             priced = replace(costs, int8=[cost + unit * error for cost, error in zip(costs.int8, alone, strict=True)])
             chosen = regions.cheapest(parts, between, priced)
             kept = {name for place in chosen for name in parts[place].nodes}
             if not kept or sum(macs.get(name, 0) for name in kept) < self._least_share * sum(macs.values()):
                 return None
-            return _excluding(option, set(names) - kept, f", {len(chosen)} of {len(parts)} parts")
+            return _excluding(plan, names - kept, f", {len(chosen)} of {len(parts)} parts")
 
-        self._cut_at = cut_at
-        for price in self._effort.prices:
-            if (plan := cut_at(price)) is not None:
-                self.attempt(plan, price=price)
+        return cut_at
 
-    def score(self) -> bool:
-        """The most promising first, until one holds with something to spare. Whether one does."""
-        while not any(map(self._holds, self._tried)):
-            waiting = [candidate for candidate in self._tried if candidate.loss is None and not candidate.note]
-            if not waiting or sum(candidate.loss is not None for candidate in self._tried) >= MOST_SCORED:
-                return False
-            self._score(min(waiting, key=self._rank))
-        return True
+    def score(self, *, exact: bool = True) -> bool:
+        """The most promising first, until nothing better is left than what holds. Whether something does. ``exact``: float32 too."""
+        while True:
+            held = min(filter(self._holds, self._tried), key=self._rank, default=None)
+            waiting = [c for c in self._tried if c.loss is None and not c.note and (exact or c.plan.scheme != "float32")]
+            best = min(waiting, key=self._rank, default=None)
+            spent = sum(candidate.loss is not None for candidate in self._tried) >= MOST_SCORED
+            if best is None or (spent and best.plan.scheme != "float32") or (held is not None and self._rank(held) <= self._rank(best)):
+                return held is not None
+            self._score(best)
 
     def refine(self) -> None:
         """Between the last cut that missed and the first that held there are others."""
@@ -220,7 +263,7 @@ class _Search:
                 return
             for correction in self._effort.corrections:
                 better = self.attempt(_with(candidate.plan, correction, f", {' and '.join(correction)}"), price=candidate.price)
-                if better is None or better.note or (better.error or 0) > 0.9 * (candidate.error or 0):
+                if better is None or better.note or (better.error or 0) > _CLEARLY * (candidate.error or 0):
                     continue
                 if self._holds(self._score(better)):
                     return
@@ -257,21 +300,6 @@ class _Search:
             return -candidate.speedup, 0
         return candidate.price, self._tried.index(candidate)
 
-    def _with_best_method(self, option: Plan) -> Plan:
-        """The ranges that disturb the answers least, if they are clearly better than the plain ones."""
-        errors: dict[str, float] = {}
-        for method in self._effort.methods:
-            self._progress("choose ranges", len(errors), len(self._effort.methods))
-            _, model = self._tools.build(_with(option, {"method": method}, ""))
-            errors[method] = self._tools.error(model)
-        best = min(errors, key=lambda method: errors[method])
-        if errors[best] > 0.9 * errors["minmax"]:
-            return option
-        self._tried[-1] = replace(self._tried[-1], note=self._tried[-1].note or f"{best} ranges disturb the answers less, at the same speed")
-        better = _with(option, {"method": best}, f", {best} ranges")
-        self.attempt(better)
-        return better
-
     def _add(self, candidate: Candidate) -> Candidate:
         self._tried.append(candidate)
         return candidate
@@ -279,6 +307,16 @@ class _Search:
 
 def _excluding(plan: Plan, names: set[str], told: str) -> Plan:
     return _with(plan, {"exclude": sorted(names)}, told)
+
+
+def _without_last(plan: Plan) -> Plan:
+    return replace(plan, steps=plan.steps[:-1])
+
+
+def _names(plan: Plan, base: Model) -> list[str]:
+    """Of the nodes that the plan quantizes."""
+    settings = plan.steps[-1]["settings"]
+    return targets(base, operators=settings["operators"], exclude=settings.get("exclude", ()))
 
 
 def _with(plan: Plan, settings: dict[str, Any], told: str) -> Plan:

@@ -6,23 +6,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgesdk import passes, profiles, recipe
+from edgesdk import graph, passes, profiles, recipe
 from edgesdk.errors import ProjectError
+from tests.sdk.small_models import DATA
 
 
 @pytest.mark.parametrize("name", profiles.names())
 def test_each_scheme_of_a_profile_is_a_plan_in_its_order(name: str) -> None:
     profile = profiles.find(name)
-    options = recipe.plans(profile, calibrated=True, shapes={})
-    assert [option.scheme for option in options] == list(profile.quantization.schemes)
-    assert [recipe.scheme_of(option.steps) for option in options] == list(profile.quantization.schemes)
+    options = recipe.plans(profile, graph.load(DATA / "resnet8_mnist.onnx"), calibrated=True, shapes={})
+    assert list(dict.fromkeys(option.scheme for option in options)) == list(profile.quantization.schemes)
+    assert [recipe.scheme_of(option.steps) for option in options] == [option.scheme for option in options]
+    assert len({option.label for option in options}) == len(options)
     assert all(step["pass"] in passes.PASSES for option in options for step in option.steps)
 
 
 def test_without_samples_nothing_is_calibrated() -> None:
-    schemes = [option.scheme for option in recipe.plans(profiles.find("x86-cpu"), calibrated=False, shapes={})]
+    schemes = [option.scheme for option in recipe.plans(profiles.find("x86-cpu"), graph.load(DATA / "resnet8_mnist.onnx"), calibrated=False, shapes={})]
     assert "int8" not in schemes
     assert "float32" in schemes
+
+
+def test_dynamic_comes_first_for_what_has_no_convolution() -> None:
+    kinds = []
+    for file in ("resnet8_mnist.onnx", "bilstm_vowels.onnx"):
+        schemes = [option.scheme for option in recipe.plans(profiles.find("raspberry-pi-5"), graph.load(DATA / file), calibrated=True, shapes={})]
+        kinds.append(schemes.index("int8") < schemes.index("dynamic-int8"))
+    assert kinds == [True, False]
 
 
 def test_shapes_are_fixed_where_the_profile_wants_that() -> None:
