@@ -64,7 +64,7 @@ class Effort:
     corrections: tuple[dict[str, Any], ...]  # settings of `quantize` that win accuracy back
 
 
-THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, METHODS, ())
+THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, METHODS, ({"correct_bias": True}, {"reconstruct": True, "correct_bias": True}))
 QUICK = Effort(12, (1.0, 16.0), 0, ("minmax",), ())
 
 

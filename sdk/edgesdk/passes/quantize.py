@@ -16,9 +16,11 @@ import onnx_ir
 from edgesdk import calibration, graph
 from edgesdk.calibration import NEED_HISTOGRAMS, Method, Progress, clipped
 from edgesdk.graph import Model
+from edgesdk.passes._bias_correction import correct_bias
 from edgesdk.passes._fixed_point import fixed_point
 from edgesdk.passes._grids import Grid, Levels, by_magnitude
 from edgesdk.passes._qdq import write
+from edgesdk.passes._reconstruction import reconstruct
 from edgesdk.passes._sites import affines, sites, targets, tensors
 from edgesdk.passes.fold_batch_norm import take_place
 from edgesdk.passes.remove_unused import remove_unused
@@ -41,6 +43,8 @@ class Scheme:
     outputs: bool = True  # what these operators answer is quantized too: onnxruntime's kernels want it, TensorRT does not
     method: Method = "minmax"  # how much of what was seen the integers span
     exclude: Sequence[str] = ()  # names of nodes that stay float32
+    reconstruct: bool = False  # weights rounded so that layers answer what they answered
+    correct_bias: bool = False  # biases moved so that channels answer what they answered on average
 
     @property
     def count(self) -> int:
@@ -96,7 +100,11 @@ def quantize(model: Model, *, samples: Samples, progress: Progress | None = None
         grids.activations.update({name: read for name, (_, read) in fixed.items()})
         grids.written.update({name: written for name, (written, _) in fixed.items()})
     write(work, around, grids, answers=scheme.outputs)
-    return remove_unused(work)  # the float32 weights
+    quantized = remove_unused(work)  # the float32 weights
+    original = graph.with_opset(model, scheme.first_opset)
+    if scheme.reconstruct:
+        quantized = reconstruct(original, quantized, samples, progress=progress)
+    return correct_bias(original, quantized, samples, progress=progress) if scheme.correct_bias else quantized
 
 
 def _in_parts(work: Model, names: set[str], scheme: Scheme) -> tuple[dict[str, tuple[Grid, Grid]], set[str]]:
