@@ -18,11 +18,12 @@ from typing import Any
 
 from edge_agent import bundle, probe
 from edge_agent.bundle import Contents, Layout
-from edgesdk import constraints, evidence, golden, graph, profiles, recipe, search
+from edgesdk import constraints, evidence, fixed_point, golden, graph, profiles, recipe, search
 from edgesdk.accuracy import AGREEMENT, Accuracy
 from edgesdk.benchmark import Paired
 from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
 from edgesdk.evidence import Race
+from edgesdk.fixed_point import Agreement
 from edgesdk.graph import Model
 from edgesdk.profiles import Profile, Scheme
 from edgesdk.progress import Progress, silent
@@ -115,6 +116,7 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
             choice, accuracy = _float_instead(profile, source, choice, accuracy, optimize=here)
         if violations := constraints.check(choice.model, profile):
             raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
+        integers = _in_whole_numbers(choice.model, source, progress) if profile.quantization.power_of_two else None
         progress("time original and result", 0, 0)
         speed = race(source.model, choice.model, FINAL_RACE_S) if race else None
     untouched = not constraints.check(source.model, profile)
@@ -125,7 +127,7 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
     answers = golden.record(source.run, runner(choice.model, optimize=here, threads=1), source.held_back, source.inputs, source.outputs)
-    return Made(profile, source, choice, accuracy, speed, answers, files, time.monotonic() - began)
+    return Made(profile, source, choice, accuracy, speed, integers, answers, files, time.monotonic() - began)
 
 
 @contextmanager
@@ -203,6 +205,7 @@ class Made:
     choice: Choice
     accuracy: Accuracy
     speed: Paired | None
+    integers: Agreement | None  # of the hardware's whole numbers with the file
     golden: golden.Golden
     model: dict[str, bytes]  # the model's own files
     seconds: float
@@ -284,6 +287,9 @@ class Made:
             yield "int8 was not tried: it needs --calibration samples"
         if self.speed is None:
             yield f"latency not measured: this machine is no {self.profile.title}; `--on HOST` times candidates on one"
+        if self.integers is not None:
+            told = f"{self.integers.tensors} tensors, {self.integers.values:,} values, {self.integers.ties:,} of them halfway"
+            yield f"fixed-point arithmetic gives the file's own integers ({told})"
         if self.accuracy.metric == AGREEMENT:
             yield "accuracy is agreement with the original: give --evaluate to measure against labels"
 
@@ -293,6 +299,19 @@ class Made:
         if any(candidate.plan.label.endswith(search.NOTHING) for candidate in self.choice.tried):
             return search.NOTHING
         return "no pass changes anything in it"
+
+
+def _in_whole_numbers(model: Model, source: Source, progress: Progress) -> Agreement:
+    """The proof that fixed-point hardware computes what the file says. Raises ConstraintViolated."""
+    progress("evaluate in whole numbers", 0, 0)
+    found = fixed_point.agreement(model, source.held_back[0])
+    if found.differences:
+        first = found.differences[0]
+        raise ConstraintViolated(
+            f"whole numbers and the file disagree on {first.values} of {first.of} values of `{first.tensor}`, by {first.most} at most",
+            "report the model to us: it would answer otherwise on the board",
+        )
+    return found
 
 
 def _float_instead(profile: Profile, source: Source, choice: Choice, accuracy: Accuracy, *, optimize: bool) -> tuple[Choice, Accuracy]:

@@ -100,7 +100,7 @@ class Source:
         key = (json.dumps(plan.steps, sort_keys=True), optimize)
         if key not in self._scored:
             _, model = self.build(plan)
-            self._scored[key] = self.judge.scores(runner(model, optimize=optimize))
+            self._scored[key] = self.judge.scores(_in_batches(runner(model, optimize=optimize), self.model, model))
         return self._scored[key]
 
     def loss(self, plan: Plan, *, optimize: bool) -> Loss:
@@ -134,6 +134,25 @@ class Source:
 def runner(model: Model, *, optimize: bool = True, threads: int | None = None) -> Run:
     """The model on this machine's CPU. Without ``optimize`` int8 is computed as the file says, not as this CPU's kernels do it."""
     return partial(graph.run, graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1))
+
+
+def _in_batches(run: Run, given: Model, made: Model) -> Run:
+    """Whoever fed batches to the model as it was given may do so where the profile has fixed its batch: they are run one after the other."""
+    free = [info.name for info in graph.inputs(given) if info.shape and info.shape[0] is None]
+    fixed = {info.name: info.shape[0] for info in graph.inputs(made) if info.shape and info.shape[0] is not None and info.name in free}
+    lengths = set(fixed.values())
+    if len(lengths) != 1 or set(fixed) != {info.name for info in graph.inputs(made)}:
+        return run
+    (each,) = (length for length in lengths if length is not None)
+
+    def one_after_the_other(feeds: Feeds) -> dict[str, Array]:
+        count = len(next(iter(feeds.values())))
+        if count <= each or count % each:
+            return run(feeds)
+        parts = [run({name: array[start : start + each] for name, array in feeds.items()}) for start in range(0, count, each)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return one_after_the_other
 
 
 def model_files(model: Model) -> dict[str, bytes]:
