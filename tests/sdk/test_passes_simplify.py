@@ -320,6 +320,12 @@ def test_pairs_that_cancel_go() -> None:
     assert_same_function(model, slim)
 
 
+def test_pairs_between_outputs_stay() -> None:
+    nodes = [node("Relu", ["x"], ["a"]), node("Unsqueeze", ["a", "axes"], ["u"]), node("Squeeze", ["u", "axes"], ["b"])]
+    model = build(nodes, inputs=IMAGE, outputs={"a": ANY, "b": ANY}, weights={"axes": np.array([0])})
+    assert_same_function(model, passes.remove_identities(model))
+
+
 def test_a_narrow_cast_between_two_stays() -> None:
     nodes = [node("Cast", ["x"], ["i"], to=onnx.TensorProto.INT32), node("Cast", ["i"], ["f"], to=FLOAT), node("Neg", ["f"], ["y"])]
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY})

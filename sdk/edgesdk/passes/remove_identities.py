@@ -20,14 +20,16 @@ def remove_identities(model: Model) -> Model:
     for node in list(graph.nodes(slim)):
         _join(node)
         if not node.domain and node.inputs and node.inputs[0] is not None and _IDENTITIES.get(node.op_type, _never)(node):
-            _take_out(node)
+            _take_out(node, node.inputs[0])
+        elif (undone := _undone(node)) is not None:
+            _take_out(node, undone)
     return slim
 
 
-def _take_out(node: onnx_ir.Node) -> None:
-    """Users read the input instead. Where the output is the graph's, the input takes its name, if it is free to."""
-    value, output, inside = node.inputs[0], node.outputs[0], node.graph
-    if value is None or inside is None or any(extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]):
+def _take_out(node: onnx_ir.Node, value: onnx_ir.Value) -> None:
+    """Users read the value instead. Where the output is the graph's, the value takes its name, if it is free to."""
+    output, inside = node.outputs[0], node.graph
+    if inside is None or any(extra.uses() or extra.is_graph_output() for extra in node.outputs[1:]):
         return
     if output.is_graph_output():
         producer = value.producer()
@@ -72,6 +74,17 @@ def _holds(wide: onnx_ir.DataType | None, narrow: onnx_ir.DataType | None) -> bo
     if wide is None or narrow is None or not {wide, narrow} <= _NUMBERS:
         return False
     return bool(np.can_cast(narrow.numpy(), wide.numpy(), "safe")) and (narrow, wide) not in _ROUNDED
+
+
+def _undone(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """What a Squeeze gives back if it removes just the axes that the Unsqueeze before it put in; and the other way round."""
+    before = node.inputs[0].producer() if node.op_type in _OPPOSITE and node.inputs and node.inputs[0] is not None else None
+    if before is None or before.op_type != _OPPOSITE[node.op_type] or before.domain or node.domain or before.graph is not node.graph:
+        return None
+    first, second = (graph.constant(each.inputs[1]) if len(each.inputs) > 1 else None for each in (before, node))
+    if first is None or second is None or first.tolist() != second.tolist() or not (first >= 0).all():
+        return None
+    return before.inputs[0]
 
 
 def _never(_node: onnx_ir.Node) -> bool:
@@ -125,23 +138,7 @@ def _has_one_input(node: onnx_ir.Node) -> bool:
     return len(node.inputs) == 1
 
 
-def _undoes(operator: str) -> Callable[[onnx_ir.Node], bool]:
-    """Whether it removes, or puts back, just the axes that the operator before it put in, or removed. Then its input is that one's."""
-
-    def undoes(node: onnx_ir.Node) -> bool:
-        value = node.inputs[0]
-        before = value.producer() if value is not None else None
-        if before is None or before.op_type != operator or before.domain or before.graph is not node.graph:
-            return _is_same_shape(node)
-        first, second = (graph.constant(each.inputs[1]) if len(each.inputs) > 1 else None for each in (before, node))
-        if first is None or second is None or first.tolist() != second.tolist() or not (first >= 0).all():
-            return _is_same_shape(node)
-        node.replace_input_with(0, before.inputs[0])
-        return True
-
-    return undoes
-
-
+_OPPOSITE = {"Squeeze": "Unsqueeze", "Unsqueeze": "Squeeze"}
 _RESHAPING = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 _INTEGERS = {onnx_ir.DataType[name] for name in ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64")}
 _NUMBERS = _INTEGERS | {onnx_ir.DataType.BOOL, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.FLOAT, onnx_ir.DataType.DOUBLE}
@@ -155,8 +152,8 @@ _IDENTITIES: dict[str, Callable[[onnx_ir.Node], bool]] = {
     "Reshape": _is_same_shape,
     "Expand": _is_same_shape,
     "Flatten": _is_same_shape,
-    "Squeeze": _undoes("Unsqueeze"),
-    "Unsqueeze": _undoes("Squeeze"),
+    "Squeeze": _is_same_shape,
+    "Unsqueeze": _is_same_shape,
     "Concat": _has_one_input,
     "Sum": _has_one_input,
     "Max": _has_one_input,
