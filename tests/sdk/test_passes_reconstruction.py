@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from edgesdk import graph, sampling, saturation
 from edgesdk.graph import Array, Model
-from edgesdk.passes import quantize
+from edgesdk.passes import SIMPLIFY, apply, quantize
 from edgesdk.passes._layers import Layer, walk
 from edgesdk.passes._patches import columns, from_matrix, matrix, positions
 from edgesdk.passes._reconstruction import reconstruct
@@ -55,7 +55,7 @@ def test_every_layer_that_changes_is_nearer_to_what_it_was(file: str, scheme: di
 
 @pytest.mark.parametrize("scheme", [X86, SEVEN_BITS], ids=["per channel", "7 bits"])
 def test_the_model_answers_nearer_to_the_original_on_pictures_it_has_not_seen(scheme: dict[str, Any]) -> None:
-    model = graph.load(digits.MODEL)
+    model = apply([{"pass": name} for name in SIMPLIFY], graph.load(digits.MODEL))
     small = quantize(model, samples=pictures(model, 16), **scheme)
     better = reconstruct(model, small, pictures(model, 16))
     pixels, _ = digits.images()
@@ -64,7 +64,7 @@ def test_the_model_answers_nearer_to_the_original_on_pictures_it_has_not_seen(sc
         pairs = [(answers(model, {"image": each[None]}), answers(made, {"image": each[None]})) for each in pixels[200:260]]
         return float(np.sqrt(np.mean([((wanted["logits"] - found["logits"]) ** 2).mean() for wanted, found in pairs])))
 
-    assert distance(better) < 0.9 * distance(small)
+    assert distance(better) < 0.8 * distance(small)
 
 
 def constants(model: Model) -> dict[str, Array]:
