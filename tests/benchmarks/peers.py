@@ -10,12 +10,14 @@ again only by another version; what edgesdk makes, whenever edgesdk changes. Res
 import json
 import logging
 import math
+import multiprocessing
 import sys
 import time
 import traceback
 import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ RESULTS = REPOSITORY / "docs" / "benchmarks.json"
 TOOLS = ("onnxruntime", "openvino", "nncf")
 FEEDS = 8  # calibration samples that are timed
 NOTE_LENGTH = 120
+LIMIT_S = 1800  # more than this nobody waits for a file
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +106,51 @@ def _made(contender: Contender, entry: Entry, folder: Path) -> Made:
     wanted = edgesdk_digest() if contender in (REWRITTEN, PACKAGED) else " ".join(f"{tool} {version(tool)}" for tool in TOOLS)
     if note.exists() and (kept := Made(**json.loads(note.read_text()))).version == wanted:
         return kept
-    print(f"{entry.name}: {contender.label}", file=sys.stderr, flush=True)
     own.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     try:
-        path = contender.make(entry, own)
-        seconds = time.monotonic() - began
+        path, seconds = _apart(contender, entry, own)
         scores = np.atleast_1d(users_code.load(entry.evaluate, EvaluationError)(contender.open(path)))
         made = Made(contender.label, wanted, str(path.relative_to(folder)), seconds, [float(score) for score in scores], "")
     except Exception as error:  # noqa: BLE001 - that another's tool fails on a model is a result
-        traceback.print_exc()
-        made = Made(contender.label, wanted, "", time.monotonic() - began, [], f"{type(error).__name__}: {' '.join(str(error).split())[:NOTE_LENGTH]}")
+        made = Made(contender.label, wanted, "", time.monotonic() - began, [], " ".join(str(error).split())[:NOTE_LENGTH])
+    print(f"{entry.name}: {contender.label}: {made.note or f'{made.score:.4f}'} after {made.seconds:.0f} s", file=sys.stderr, flush=True)
     note.write_text(json.dumps(asdict(made)))
     return made
+
+
+def _apart(contender: Contender, entry: Entry, folder: Path) -> tuple[Path, float]:
+    """Made in a process of its own, which may crash, take all the memory or never end; and the seconds that it took."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_make, args=(sender, contender, entry, folder))
+    child.start()
+    sender.close()
+    try:
+        if not receiver.poll(LIMIT_S):
+            raise TimeoutError(f"stopped after {LIMIT_S} s")
+        answer, seconds = receiver.recv()
+    except EOFError as error:
+        raise RuntimeError("its process crashed") from error
+    finally:
+        child.kill()
+        child.join()
+    if isinstance(answer, str):
+        raise RuntimeError(answer)
+    return answer, seconds
+
+
+def _make(sender: Connection, contender: Contender, entry: Entry, folder: Path) -> None:
+    """In the child: the file's path, or what went wrong in words, since not every exception can be sent."""
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    began = time.monotonic()
+    try:
+        answer: Path | str = contender.make(entry, folder)
+    except Exception as error:  # noqa: BLE001 - told where it is waited for
+        traceback.print_exc()
+        answer = f"{type(error).__name__}: {error}"
+    sender.send((answer, time.monotonic() - began))
 
 
 def _fastest(labels: list[str], allowed: set[str], times: dict[str, Times]) -> str:
@@ -147,10 +182,9 @@ def _against(label: str, times: dict[str, Times]) -> dict[str, float] | None:
     return asdict(ratio(times[PACKAGED.label], times[label])) if PACKAGED.label in times and label in times else None
 
 
-def _searched(made: dict[str, Made]) -> float | None:
-    """What NNCF's own search took."""
-    one = next(one for label, one in made.items() if "accuracy_control" in label)
-    return one.seconds if one.works else None
+def _searched(made: dict[str, Made]) -> float:
+    """What NNCF's own search took, whether it found something or was stopped."""
+    return next(one.seconds for label, one in made.items() if "accuracy_control" in label)
 
 
 def _told(folder: Path) -> dict[str, Any] | None:
