@@ -46,8 +46,8 @@ check: $(READY)
 suite-data: $(READY) # the models and data of tests/suite that are not in the repository: 115 MB out of pinned packages
 	$(BIN)/python -m tests.suite.fetch
 
-suite: $(READY) suite-data # every model for every profile: an hour. Some of them: make suite ARGS="rec det"
-	$(BIN)/python -m tests.suite.profiles $(ARGS)
+suite: .venv-peers/.ready suite-data # every model for every profile, and in OpenVINO: an hour. Some of them: make suite ARGS="rec det"
+	.venv-peers/bin/python -m tests.suite.profiles $(ARGS)
 
 bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks

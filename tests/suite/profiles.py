@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ import edgesdk
 from edge_agent.bundle import Layout
 from edgesdk import graph, packaging, profiles, recipe, sampling
 from edgesdk.errors import BudgetMissed, ConstraintViolated
-from tests.suite import FETCHED, REPOSITORY, SUITE, Entry, chosen, edgesdk_digest
+from tests.suite import FETCHED, REPOSITORY, SUITE, Entry, chosen, edgesdk_digest, other_runtime
 
 KEPT = FETCHED / "profiles"
 AT_ONCE = 2
 MOST_REFUSED = 8
+FEEDS = 8  # calibration samples that onnxruntime and OpenVINO are compared on
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,7 @@ class Pair:
     recipe: str = ""
     drop: float | None = None
     size: float | None = None  # of the original's
+    openvino: str = ""  # the greatest relative difference of its answers to the same file; or why there is none
     refused: str = ""
     wrong: str = ""
 
@@ -56,7 +59,7 @@ def main(names: list[str]) -> None:
         for pair in pool.map(_kept, *zip(*pairs, strict=True)):
             done.append(pair)
             print(_line(pair), file=sys.stderr, flush=True)
-    print("| model | profile | recipe | drop | size | s |", "| --- | --- | --- | --- | --- | --- |", *map(_line, done), sep="\n")
+    print("| model | profile | recipe | drop | size | OpenVINO | s |", "| --- | --- | --- | --- | --- | --- | --- |", *map(_line, done), sep="\n")
     if problems := list(wrong(done)):
         sys.exit("\n".join(problems))
 
@@ -103,11 +106,11 @@ def packaged(request: packaging.Request, name: str, *, digest: str) -> Pair:
     except Exception as error:  # noqa: BLE001 - whatever it is, the other pairs go on
         return pair(wrong=_described(error))
     try:
-        _prove(request, told)
+        openvino = _prove(request, told)
     except Exception as error:  # noqa: BLE001
         return pair(wrong=_described(error))
     shrunk = told.size_bytes["after"] / told.size_bytes["before"]
-    return pair(recipe=recipe.scheme_of(told.recipe) if told.recipe else "as given", drop=told.accuracy.drop, size=shrunk)
+    return pair(recipe=recipe.scheme_of(told.recipe) if told.recipe else "as given", drop=told.accuracy.drop, size=shrunk, openvino=openvino)
 
 
 def _kept(entry: Entry, profile: str) -> Pair:
@@ -130,8 +133,8 @@ def _kept(entry: Entry, profile: str) -> Pair:
     return pair
 
 
-def _prove(request: packaging.Request, told: packaging.Packaged) -> None:
-    """Apart from what `package` says of itself: raises AssertionError or whatever onnx and onnxruntime raise."""
+def _prove(request: packaging.Request, told: packaging.Packaged) -> str:
+    """Apart from what `package` says of itself: raises AssertionError or whatever onnx and onnxruntime raise. Returns how far OpenVINO is off."""
     (profile,) = request.profiles
     files = request.output.with_name(f"{request.output.name}-files")
     files.mkdir(exist_ok=True)
@@ -142,12 +145,24 @@ def _prove(request: packaging.Request, told: packaging.Packaged) -> None:
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     assert request.calibration is not None
-    feed = next(iter(sampling.load(request.calibration, graph.load(request.model))))
-    for answer in session.run(None, dict(feed)):
+    feeds = list(sampling.load(request.calibration, graph.load(request.model)).first(FEEDS))
+    for answer in session.run(None, dict(feeds[0])):
         assert answer.dtype.kind != "f" or np.isfinite(answer).all(), "it answers with what is no number"
     edgesdk.verify(request.output)
     assert told.violations == ()
     assert told.accuracy.drop <= profile.budget.max_drop, f"it loses {told.accuracy.drop}"
+    return _compared(model, feeds, recipe.scheme_of(told.recipe))
+
+
+def _compared(model: Path, feeds: list[graph.Feeds], scheme: str) -> str:
+    try:
+        difference = other_runtime.difference(model, feeds)
+    except other_runtime.NotRead as error:
+        return f"not read: {error}"
+    if difference is None:
+        return ""
+    assert difference <= other_runtime.TOLERANCE.get(scheme, other_runtime.QUANTIZED), f"OpenVINO's answers are {difference:.4f} off"
+    return f"{difference:.4f}"
 
 
 def _described(error: Exception) -> str:
@@ -156,9 +171,9 @@ def _described(error: Exception) -> str:
 
 def _line(pair: Pair) -> str:
     kept = (
-        [pair.recipe, f"{pair.drop:.4f}", f"{pair.size:.2f}×"]
+        [pair.recipe, f"{pair.drop:.4f}", f"{pair.size:.2f}×", pair.openvino]
         if pair.drop is not None and pair.size is not None
-        else [pair.wrong or f"refused: {pair.refused}", "", ""]
+        else [pair.wrong or f"refused: {pair.refused}", "", "", ""]
     )
     return f"| {' | '.join([pair.model, pair.profile, *kept, f'{pair.seconds:.0f}'])} |"
 
