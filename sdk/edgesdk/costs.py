@@ -20,6 +20,8 @@ from edgesdk import graph
 from edgesdk.graph import Feeds, Model
 
 _KERNEL = "_kernel_time"
+_MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_GATES = ("LSTM", "GRU", "RNN")
 _RENAMED = re.compile(r"_token_\d+$")  # onnxruntime's suffix for what it made of a node
 _FUSED = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
 PROFILED_RUNS = 12
@@ -46,8 +48,8 @@ def shapes(model: Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
 
 
 def macs(model: Model, of_run: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Multiply-accumulates of each Conv, ConvTranspose, Gemm and MatMul, by node name, given the shapes of a run."""
-    return {str(node.name): _macs(node, of_run) for node in model.graph if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and not node.domain}
+    """Multiply-accumulates of each Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, by node name, given the shapes of a run."""
+    return {str(node.name): _macs(node, of_run) for node in model.graph if node.op_type in (*_MULTIPLYING, *_GATES) and not node.domain}
 
 
 def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str, float]:
@@ -103,6 +105,9 @@ def _macs(node: onnx_ir.Node, of_run: Mapping[str, tuple[int, ...]]) -> int:
     given, weight, made = (of_run.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
     constant = graph.constant(node.inputs[1])
     weight = constant.shape if constant is not None else weight
+    if node.op_type in _GATES:
+        steps, recurrent = (given[0] * given[1] if len(given) == 3 else 0), graph.constant(node.inputs[2])
+        return steps * (prod(weight) + (recurrent.size if recurrent is not None else 0))  # of both directions, all gates
     if not weight or not made:
         return 0
     if node.op_type == "Conv":

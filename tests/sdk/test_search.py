@@ -13,7 +13,7 @@ from edgesdk.graph import Model
 from edgesdk.progress import silent
 from edgesdk.recipe import Plan
 from edgesdk.regions import Costs, Group, Link
-from edgesdk.search import Choice, Effort, Tools
+from edgesdk.search import Choice, Correction, Effort, Tools
 from tests import digits
 
 STEPS = tuple({"pass": name, "settings": {}} for name in passes.SIMPLIFY)
@@ -146,10 +146,10 @@ def test_a_correction_is_tried_on_what_missed() -> None:
             return all(abs(array.astype(int)).max() < 127 for array in arrays if array.dtype == "int8" and array.ndim == 4)
 
     world = Corrected(drops=(0.005,) * 9)
-    effort = Effort(64, (4096.0,), 0, ("minmax",), ({"reduce_range": True},))  # any setting that changes the file will do
+    effort = Effort(64, (4096.0,), 0, ("minmax",), (Correction("reduced", {"reduce_range": True}),))  # any setting that changes the file will do
     choice = world.choose(INT8, FLOAT, effort=effort)
-    assert choice.plan.label == "int8, reduce_range"
-    assert world.scored.count("int8, reduce_range") == 1
+    assert choice.plan.label == "int8, reduced"
+    assert world.scored.count("int8, reduced") == 1
 
 
 def test_a_plan_that_cannot_be_built_is_told_and_passed_over() -> None:

@@ -16,6 +16,7 @@ from edgesdk.graph import Array, Model
 MOVING = {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice"}  # answer some of what they are given, unchanged
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}  # input 1 weights, input 2 bias
 FLOAT_OUTPUT = {"Gemm", "MatMul"}  # have integer kernels that answer float32
+ENDLESS = 2.0**100  # what masks add to attention to forbid it: no 8 bits span that
 _ABSORBED = {"Relu", "Clip"}  # a kernel's last step: the range of what follows does their work
 
 # Which inputs carry data, of the operators that can be quantized; None: all of them.
@@ -147,7 +148,7 @@ def _can_be_quantized(node: onnx_ir.Node) -> bool:
         return False
     if all(graph.constant(value) is not None for value in data):
         return False
-    if any((array := graph.constant(value)) is not None and (array.size == 0 or not np.isfinite(array).all()) for value in data):
+    if any((array := graph.constant(value)) is not None and (array.size == 0 or not (np.abs(array) < ENDLESS).all()) for value in data):
         return False
     return not weighted or _has_plain_weights(node)
 

@@ -21,7 +21,7 @@ from edgesdk.passes._fixed_point import fixed_point
 from edgesdk.passes._grids import Grid, Levels, by_magnitude
 from edgesdk.passes._qdq import write
 from edgesdk.passes._reconstruction import reconstruct
-from edgesdk.passes._sites import affines, sites, targets, tensors
+from edgesdk.passes._sites import ENDLESS, affines, sites, targets, tensors
 from edgesdk.passes.fold_batch_norm import take_place
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.sampling import Samples
@@ -84,7 +84,7 @@ def quantize(model: Model, *, samples: Samples, progress: Progress | None = None
     around = sites(work, names, outputs=scheme.outputs, float_output=not scheme.power_of_two)
     counted = scheme.power_of_two or scheme.method in NEED_HISTOGRAMS
     found = calibration.statistics(work, tensors(around), samples, histograms=counted, progress=progress)
-    endless = {name for name, seen in found.items() if not np.isfinite([seen.low, seen.high]).all()}  # no 8 bits span an infinite range
+    endless = {name for name, seen in found.items() if not 0 < seen.bound < ENDLESS}  # nought alone: what it is otherwise is not known
     names = [str(site.node.name) for site in around if not endless & set(tensors([site]))]
     if not names:
         return model

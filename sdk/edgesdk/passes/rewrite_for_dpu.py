@@ -29,6 +29,7 @@ from edgesdk.graph import Model
 from edgesdk.passes import _affine
 from edgesdk.passes._affine import Affine
 from edgesdk.passes._linear import absorb, is_linear
+from edgesdk.passes._rewiring import is_private
 from edgesdk.passes.fold_batch_norm import take_place
 
 
@@ -61,7 +62,7 @@ def _slope(node: onnx_ir.Node) -> None:
     before = value.producer() if value is not None else None
     if value is None or value.dtype not in (None, onnx_ir.DataType.FLOAT):
         return
-    alone = before is not None and before.graph is node.graph and _affine.is_private(value)
+    alone = before is not None and before.graph is node.graph and is_private(value)
     if not (alone and before is not None and is_linear(before) and absorb(before, scale, shift)):
         for operator, numbers, neutral in (("Mul", scale, 1), ("Add", shift, 0)):
             if numbers[0] != neutral:
