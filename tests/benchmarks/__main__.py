@@ -17,6 +17,7 @@ from edgesdk import graph, passes, sampling
 from edgesdk.benchmark import Paired, compare
 from edgesdk.source import runner
 from tests import digits
+from tests.benchmarks.calibration import calibration_costs
 
 TWO_COMMANDS = """
 import typer
@@ -32,7 +33,7 @@ app()
 def main() -> None:
     """Each benchmark in turn; a failure of one is the program's."""
     with tempfile.TemporaryDirectory() as folder:
-        for benchmark in (help_text, simplified, asked_through_the_agent):
+        for benchmark in (help_text, simplified, asked_through_the_agent, calibration_costs):
             benchmark(Path(folder))
 
 
