@@ -357,6 +357,14 @@ def test_batch_norm_of_a_tensor_whose_dimensions_are_not_known_stays() -> None:
     assert_same_function(model, simplified(model))
 
 
+def test_an_output_that_is_merged_keeps_what_is_claimed_of_it() -> None:
+    model = build([node("Exp", ["x"], ["a"]), node("Exp", ["x"], ["y"]), node("Neg", ["a"], ["z"])], inputs=IMAGE, outputs={"y": ANY, "z": ANY})
+    slim = passes.merge_duplicates(model)
+    graph.check(slim)
+    assert operators(slim) == {"Exp": 1, "Neg": 1}
+    assert_same_function(model, slim)
+
+
 def test_hard_swish_needs_its_own_numbers() -> None:
     def swish(shift: float, top: float, divisor: float) -> Model:
         nodes = [node("Add", ["x", "s"], ["a"]), node("Clip", ["a", "o", "t"], ["c"]), node("Mul", ["x", "c"], ["m"]), node("Div", ["m", "d"], ["y"])]

@@ -17,5 +17,8 @@ def merge_duplicates(model: Model) -> Model:
     outer = slim.graph
     if not any(value.is_graph_input() or value.is_graph_output() for value in outer.initializers.values()):
         common.DeduplicateInitializersPass(size_limit=MERGED_ELEMENTS)(slim)
+    claimed = [(value.shape, value.type) for value in outer.outputs]
     common.CommonSubexpressionEliminationPass()(slim)
+    for value, (shape, kind) in zip(outer.outputs, claimed, strict=True):  # a node that takes over an output's name may know less of it
+        value.shape, value.type = value.shape or shape, value.type or kind
     return slim
