@@ -163,8 +163,8 @@ class _Search:
         self._whole: Candidate | None = None  # 8-bit as far as can be, of which there may be parts
         self._cut_at: Callable[[float], Plan | None] = lambda _price: None
 
-    def attempt(self, plan: Plan, *, price: float = 0.0) -> Candidate | None:
-        """Build it, and time it unless it is the float model. None if that very recipe was tried already."""
+    def attempt(self, plan: Plan, *, price: float = 0.0, speed: Speed | None = None) -> Candidate | None:
+        """Build it, and time it unless that is known or it is the float model. None if that very recipe was tried already."""
         self._progress("try recipes", len(self._tried), 0)
         try:
             made, model = self._tools.build(plan)
@@ -176,7 +176,7 @@ class _Search:
                 return self._add(Candidate(made))
             if made.scheme == "int8" and (share := self._share(made)) < self._least_share:
                 return self._add(Candidate(made, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
-            speed = self._tools.race(model) if self._tools.race is not None else None
+            speed = self._tools.race(model) if self._tools.race is not None and speed is None else speed
         except ModelError as error:
             return self._add(Candidate(plan, price=price, note=str(error)))
         note = "not faster than float32" if speed is not None and not speed.faster else ""
@@ -205,7 +205,7 @@ class _Search:
         if best == "minmax" or errors[best] > _CLEARLY * errors["minmax"]:
             return
         self._tried[-1] = replace(plain, note=plain.note or f"{best} ranges disturb the answers less, at the same speed")
-        self._whole = self.attempt(_with(plain.plan, {"method": best}, f", {best} ranges"))
+        self._whole = self.attempt(_with(plain.plan, {"method": best}, f", {best} ranges"), speed=plain.speed)
 
     def cut(self) -> None:
         """Float and 8-bit regions of what was quantized whole: where that held only the fastest, else one at each price of error."""
@@ -285,7 +285,7 @@ class _Search:
             if held is not None and self._rank(held) <= self._rank(candidate):
                 return
             for correction in self._effort.corrections:
-                better = self.attempt(_corrected(candidate.plan, correction), price=candidate.price)
+                better = self.attempt(_corrected(candidate.plan, correction), price=candidate.price, speed=candidate.speed)
                 if better is None or better.note or (better.error or 0) > _CLEARLY * (candidate.error or 0):
                     continue
                 if self._holds(self._score(better)):
