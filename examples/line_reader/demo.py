@@ -13,7 +13,7 @@ PROGRAMS = {"python": sys.executable, "edgesdk": str(Path(sys.executable).with_n
 
 STORY = (
     "python prepare.py",  # fetch the model, draw samples
-    "edgesdk package",  # compress it, prove that it still reads, pack it
+    "edgesdk package --quick",  # compress it, prove that it still reads, pack it; without --quick it searches longer
     "edgesdk deploy local",  # bring it to the device, which is this machine
     "python read.py line.png",  # ask it
     "edgesdk bench local line-reader --runs 50",  # how long does that take?

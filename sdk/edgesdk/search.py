@@ -25,6 +25,7 @@ from edgesdk.recipe import Plan, scheme_of
 from edgesdk.regions import Costs, Group, Link
 
 NOTHING = "there is nothing to quantize"
+_HOPELESS = 2.0  # times the error of one that missed: nobody need score that
 _CLEARLY = 0.9  # times as much: less by more than noise
 _NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
@@ -69,8 +70,9 @@ class Effort:
     groups: int  # parts whose effect is measured one by one
     prices: tuple[float, ...]  # of error, in units of what there is to gain
     refinements: int  # prices tried between the last that missed and the first that held
-    methods: tuple[Method, ...]  # ways to choose ranges
+    methods: tuple[Method, ...]  # ways to choose ranges, the usual one first
     corrections: tuple[Correction, ...]
+    formats: int  # plans that are neither float32 nor float16, the profile's first
 
 
 # In the order in which they were found to help (rec, mobilenet and resnet20 by both kinds of scheme): biases alone often make it worse.
@@ -80,8 +82,8 @@ CORRECTIONS = (
     Correction("biases corrected", {"correct_bias": True}),
     Correction("smoothed", after="smooth"),
 )
-THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, METHODS, CORRECTIONS)
-QUICK = Effort(12, (1.0, 16.0), 0, ("minmax",), ())
+THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, ("mse", *(method for method in METHODS if method != "mse")), CORRECTIONS, 99)
+QUICK = Effort(12, (0.25, 1.0, 4.0), 0, ("mse",), (), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +134,14 @@ def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_shar
     An 8-bit model must do at least ``least_share`` of its multiply-accumulates so. Raises BudgetMissed if nothing is within the budget.
     """
     search = _Search(tools, max_drop, least_share, effort, progress)
+    reduced = [option for option in options if option.scheme not in ("float32", "float16")]
     for option in options:
-        search.attempt(option)
+        if option in reduced[effort.formats :]:
+            continue
         if option.scheme == "int8":
-            search.choose_ranges()
+            search.attempt_ranges(option)
+        else:
+            search.attempt(option)
         if tools.race is None:  # what comes first and holds is taken, so the next option may not be needed
             search.score()
             search.cut()
@@ -190,22 +196,24 @@ class _Search:
         macs = self._tools.macs(base)
         return sum(macs.get(name, 0) for name in _names(plan, base)) / max(sum(macs.values()), 1)
 
-    def choose_ranges(self) -> None:
-        """The ranges that disturb the answers least take the place of the plain ones, if they are clearly better."""
-        self._whole = plain = self._tried[-1]
-        if plain.plan.scheme != "int8" or plain.error is None:
-            self._whole = None
+    def attempt_ranges(self, option: Plan) -> None:
+        """An int8 plan with the ranges that disturb the answers least: the usual ones, unless others are clearly better."""
+        methods = (
+            self._effort.methods if not option.steps[-1]["settings"].get("power_of_two") else self._effort.methods[:1]
+        )  # positions have a way of their own
+        usual = self.attempt(_with(option, {"method": methods[0]}, ""))
+        if usual is None or usual.plan.scheme != "int8" or usual.error is None:
             return
-        errors: dict[str, float] = {}
-        for method in self._effort.methods:
-            self._progress("choose ranges", len(errors), len(self._effort.methods))
-            _, model = self._tools.build(_with(plain.plan, {"method": method}, ""))
+        errors = {methods[0]: usual.error}
+        for method in methods[1:]:
+            self._progress("choose ranges", len(errors), len(methods))
+            _, model = self._tools.build(_with(option, {"method": method}, ""))
             errors[method] = self._tools.error(model)
         best = min(errors, key=lambda method: errors[method])
-        if best == "minmax" or errors[best] > _CLEARLY * errors["minmax"]:
-            return
-        self._tried[-1] = replace(plain, note=plain.note or f"{best} ranges disturb the answers less, at the same speed")
-        self._whole = self.attempt(_with(plain.plan, {"method": best}, f", {best} ranges"), speed=plain.speed)
+        self._whole = usual
+        if best != methods[0] and errors[best] <= _CLEARLY * usual.error:
+            self._tried[-1] = replace(usual, note=usual.note or f"{best} ranges disturb the answers less, at the same speed")
+            self._whole = self.attempt(_with(option, {"method": best}, f", {best} ranges"), speed=usual.speed)
 
     def cut(self) -> None:
         """Float and 8-bit regions of what was quantized whole: where that held only the fastest, else one at each price of error."""
@@ -305,8 +313,8 @@ class _Search:
         place = self._tried.index(candidate)
         self._progress("score recipes", place, len(self._tried))
         hopeless = [c.error for c in self._tried if c.error is not None and c.loss is not None and c.loss.drop > self._max_drop]
-        if candidate.error is not None and hopeless and candidate.error > min(hopeless):
-            scored = replace(candidate, note="disturbs the answers more than one that missed the budget")
+        if candidate.error is not None and hopeless and candidate.error > _HOPELESS * min(hopeless):
+            scored = replace(candidate, note="disturbs the answers much more than one that missed the budget")
         else:
             loss = self._tools.loss(candidate.plan)
             scored = replace(candidate, loss=loss, note="" if loss.drop <= self._max_drop else f"loses {loss.drop:.4f}, more than {self._max_drop:g}")
