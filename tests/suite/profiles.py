@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,9 @@ def _kept(entry: Entry, profile: str) -> Pair:
         evaluate=entry.evaluate,
         force=True,
     )
-    pair = packaged(request, entry.name, digest=digest)
+    pair = packaged(replace(request, quick=True), entry.name, digest=digest)
+    if pair.refused:  # what a quick search finds is proof enough, what it does not find is none
+        pair = packaged(request, entry.name, digest=digest)
     KEPT.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(asdict(pair)))
     return pair
