@@ -37,7 +37,9 @@ def test_the_verdict_counts_only_the_judging_half(tmp_path: Path) -> None:
     after = before.copy()
     after[np.random.default_rng(0).permutation(300)[:150][:40]] = 0  # lost in the selection half only
     assert judge.compare(before, after, candidates=2).drop == 0
-    assert judge.selection_drop(before, after) == pytest.approx(40 / 150)
+    lost = judge.selection(before, after)
+    assert lost.drop == pytest.approx(40 / 150)
+    assert lost.doubt == pytest.approx((lost.drop * (1 - lost.drop) / 149) ** 0.5)
 
 
 def test_lost_and_gained_are_told_apart(tmp_path: Path) -> None:

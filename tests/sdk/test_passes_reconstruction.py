@@ -53,6 +53,7 @@ def test_every_layer_that_changes_is_nearer_to_what_it_was(file: str, scheme: di
     assert changed > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", [X86, SEVEN_BITS], ids=["per channel", "7 bits"])
 def test_the_model_answers_nearer_to_the_original_on_pictures_it_has_not_seen(scheme: dict[str, Any]) -> None:
     model = apply([{"pass": name} for name in SIMPLIFY], graph.load(digits.MODEL))

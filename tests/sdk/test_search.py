@@ -16,6 +16,8 @@ from edgesdk.regions import Costs, Group, Link
 from edgesdk.search import Choice, Correction, Effort, Tools
 from tests import digits
 
+pytestmark = pytest.mark.slow  # a model is quantized some twenty times for each choice
+
 STEPS = tuple({"pass": name, "settings": {}} for name in passes.SIMPLIFY)
 SETTINGS = {"operators": ["Conv", "Add", "Gemm"], "activations": "uint8", "symmetric": False}
 FLOAT, INT8 = Plan("float32", "float32", STEPS), Plan("int8", "int8", (*STEPS, {"pass": "quantize", "settings": SETTINGS}))
