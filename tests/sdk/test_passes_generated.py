@@ -14,12 +14,10 @@ from tests.sdk.generated import Generated, graphs
 from tests.sdk.small_models import GRAPHS, answers
 
 EXACT = {*passes.SIMPLIFY, "fix_shapes"}
-SETTINGS: dict[str, list[dict[str, Any]]] = {
-    "quantize": [
-        {"operators": ["Conv", "ConvTranspose", "Gemm", "MatMul"]},
-        {"operators": ["Conv", "Add", "Mul", "Sigmoid", "Concat", "MaxPool", "AveragePool"]},
-    ],
-}
+QUANTIZED: list[dict[str, Any]] = [
+    {"operators": ["Conv", "ConvTranspose", "Gemm", "MatMul"]},
+    {"operators": ["Conv", "Add", "Mul", "Sigmoid", "Concat", "MaxPool", "AveragePool"], "activations": "uint8", "symmetric": False},
+]
 QUICKLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
@@ -52,7 +50,7 @@ def test_each_lossy_pass_keeps_its_promise_on_any_simplified_graph(name: str, ge
 
 def keeps_its_promise(name: str, model: Model, feeds: Feeds) -> None:
     before, expected = graph.to_bytes(model), answers(model, feeds)
-    for chosen in settings_of(name, feeds):
+    for chosen in settings_of(name, model, feeds):
         try:
             made = apply(name, chosen, model, feeds)
         except ModelError as refusal:
@@ -73,10 +71,14 @@ def keeps_its_promise(name: str, model: Model, feeds: Feeds) -> None:
                 assert np.isfinite(found[key][finite]).all(), key
 
 
-def settings_of(name: str, feeds: Feeds) -> list[dict[str, Any]]:
+def settings_of(name: str, model: Model, feeds: Feeds) -> list[dict[str, Any]]:
     if name == "fix_shapes":
         return [{"shapes": {key: list(array.shape) for key, array in feeds.items()}}]
-    return SETTINGS.get(name, [{}])
+    if name == "quantize":
+        # The ε that keeps a square root from zero is none in 8 bits.
+        roots = {value for node in model.graph if node.op_type == "Sqrt" for value in node.inputs}
+        return [{**chosen, "exclude": [node.name for node in model.graph if roots & set(node.outputs)]} for chosen in QUANTIZED]
+    return [{}]
 
 
 def apply(name: str, chosen: dict[str, Any], model: Model, feeds: Feeds) -> Model:
