@@ -72,7 +72,7 @@ class Effort:
     refinements: int  # prices tried between the last that missed and the first that held
     methods: tuple[Method, ...]  # ways to choose ranges, the usual one first
     corrections: tuple[Correction, ...]
-    formats: int  # plans that are neither float32 nor float16, the profile's first
+    formats: int  # other than float32 and float16, the profile's first
 
 
 # In the order in which they were found to help (rec, mobilenet and resnet20 by both kinds of scheme): biases alone often make it worse.
@@ -134,9 +134,9 @@ def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_shar
     An 8-bit model must do at least ``least_share`` of its multiply-accumulates so. Raises BudgetMissed if nothing is within the budget.
     """
     search = _Search(tools, max_drop, least_share, effort, progress)
-    reduced = [option for option in options if option.scheme not in ("float32", "float16")]
+    reduced = list(dict.fromkeys(option.scheme for option in options if option.scheme not in ("float32", "float16")))
     for option in options:
-        if option in reduced[effort.formats :]:
+        if option.scheme in reduced[effort.formats :]:
             continue
         if option.scheme == "int8":
             search.attempt_ranges(option)

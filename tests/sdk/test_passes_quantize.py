@@ -251,6 +251,19 @@ def test_hard_swish_and_hard_sigmoid_are_integer_sums_that_saturate() -> None:
         assert np.abs(found - expected).max() < 0.06 * np.abs(expected).max()
 
 
+def test_what_a_root_is_taken_of_stays_float() -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["c"]), node("Mul", ["c", "c"], ["square"]), node("Add", ["square", "epsilon"], ["sum"]),
+        node("Sqrt", ["sum"], ["root"]), node("Div", ["c", "root"], ["y"]),
+    ]  # fmt: skip
+    model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "epsilon": np.float32(1e-6)})
+    samples = sampling.generated(model, 4)
+    small = passes.quantize(model, samples=samples, **X86)
+    assert all(np.isfinite(answers(small, feeds)["y"]).all() for feeds in samples)
+    (add,) = [each for each in small.graph if each.op_type == "Add"]
+    assert [use.node.op_type for use in add.outputs[0].uses()] == ["Sqrt"]
+
+
 def test_a_gate_may_be_scaled() -> None:
     nodes = [node("Conv", ["x", "w"], ["c"]), node("HardSigmoid", ["c"], ["h"]), node("Mul", ["h", "half"], ["m"]), node("Mul", ["c", "m"], ["y"])]
     model = build(nodes, inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1), "half": np.float32(0.5)})

@@ -16,6 +16,7 @@ from edgesdk.graph import Array, Model
 MOVING = {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice"}  # answer some of what they are given, unchanged
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}  # input 1 weights, input 2 bias
 FLOAT_OUTPUT = {"Gemm", "MatMul"}  # have integer kernels that answer float32
+_SINGULAR = {"Sqrt": 0, "Log": 0, "Reciprocal": 0, "Div": 1}  # at nought, of the input at that place: a small number must not be rounded to it
 ENDLESS = 2.0**100  # what masks add to attention to forbid it: no 8 bits span that
 _ABSORBED = {"Relu", "Clip"}  # a kernel's last step: the range of what follows does their work
 
@@ -91,6 +92,15 @@ def tensors(found: Iterable[Site]) -> list[str]:
             if value is not None:
                 names[str(value.name)] = None
     return list(names)
+
+
+def near_nought(work: Model) -> set[str]:
+    """The activations that some operator takes a root, a logarithm or a reciprocal of."""
+    return {
+        str(value.name)
+        for node in work.graph
+        if not node.domain and node.op_type in _SINGULAR and (value := node.inputs[_SINGULAR[node.op_type]]) is not None and graph.constant(value) is None
+    }
 
 
 def affines(found: Iterable[Site]) -> list[Affine]:

@@ -21,7 +21,7 @@ from edgesdk.passes._fixed_point import fixed_point
 from edgesdk.passes._grids import Grid, Levels, by_magnitude
 from edgesdk.passes._qdq import write
 from edgesdk.passes._reconstruction import reconstruct
-from edgesdk.passes._sites import ENDLESS, affines, sites, targets, tensors
+from edgesdk.passes._sites import ENDLESS, affines, near_nought, sites, targets, tensors
 from edgesdk.passes.fold_batch_norm import take_place
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.sampling import Samples
@@ -85,7 +85,8 @@ def quantize(model: Model, *, samples: Samples, progress: Progress | None = None
     counted = scheme.power_of_two or scheme.method in NEED_HISTOGRAMS
     found = calibration.statistics(work, tensors(around), samples, histograms=counted, progress=progress)
     endless = {name for name, seen in found.items() if not 0 < seen.bound < ENDLESS}  # nought alone: what it is otherwise is not known
-    names = [str(site.node.name) for site in around if not endless & set(tensors([site]))]
+    left = endless | near_nought(work)
+    names = [str(site.node.name) for site in around if not left & set(tensors([site]))]
     if not names:
         return model
     fixed, gates = _in_parts(work, set(names), scheme) if scheme.by_parts else ({}, set())
