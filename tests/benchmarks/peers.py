@@ -36,7 +36,7 @@ RESULTS = REPOSITORY / "docs" / "benchmarks.json"
 TOOLS = ("onnxruntime", "openvino", "nncf")
 FEEDS = 8  # calibration samples that are timed
 NOTE_LENGTH = 120
-LIMIT_S = 1800  # more than this nobody waits for a file
+LIMIT_S = 600  # more than this nobody waits for a file
 
 
 @dataclass(frozen=True, slots=True)
