@@ -8,7 +8,7 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Array, Model
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import take_place
 
 CONTRIB = "com.microsoft"  # onnxruntime's own operators, version 1
 

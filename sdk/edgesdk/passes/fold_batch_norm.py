@@ -6,7 +6,7 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes._linear import absorb, is_linear
-from edgesdk.passes._rewiring import take_place as take_place  # where quantizing passes look for it
+from edgesdk.passes._rewiring import take_place
 
 
 def fold_batch_norm(model: Model) -> Model:

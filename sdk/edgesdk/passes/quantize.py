@@ -21,8 +21,8 @@ from edgesdk.passes._fixed_point import fixed_point
 from edgesdk.passes._grids import Grid, Levels, by_magnitude
 from edgesdk.passes._qdq import write
 from edgesdk.passes._reconstruction import reconstruct
+from edgesdk.passes._rewiring import take_place
 from edgesdk.passes._sites import ENDLESS, affines, near_nought, sites, targets, tensors
-from edgesdk.passes.fold_batch_norm import take_place
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.sampling import Samples
 

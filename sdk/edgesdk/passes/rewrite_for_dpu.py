@@ -29,8 +29,7 @@ from edgesdk.graph import Model
 from edgesdk.passes import _affine
 from edgesdk.passes._affine import Affine
 from edgesdk.passes._linear import absorb, is_linear
-from edgesdk.passes._rewiring import is_private
-from edgesdk.passes.fold_batch_norm import take_place
+from edgesdk.passes._rewiring import is_private, take_place
 
 
 def rewrite_for_dpu(model: Model) -> Model:
