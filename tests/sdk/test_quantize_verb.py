@@ -1,0 +1,68 @@
+"""`edgesdk quantize`: one step alone, and what it says of itself."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import edgesdk
+from edgesdk import constraints, graph, profiles
+from edgesdk.cli import app
+from tests import digits
+from tests.sdk.small_models import DATA
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> str:
+    pixels, _ = digits.images()
+    np.savez(tmp_path / "calibration.npz", image=pixels[:64])
+    return str(tmp_path / "calibration.npz")
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    done = CliRunner().invoke(app, ["quantize", *arguments], catch_exceptions=True)
+    return done.exit_code, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("scheme", ["int8", "float16"])
+def test_the_file_is_written_and_obeys_the_profile(tmp_path: Path, calibration: str, scheme: str) -> None:
+    profile = "jetson-orin"
+    output = tmp_path / "small.onnx"
+    code, told, _ = run(str(digits.MODEL), "-p", profile, "-o", str(output), "--scheme", scheme, "--calibration", calibration, "--json")
+    assert code == 0
+    said = json.loads(told)
+    assert said["violations"] == []
+    assert said["snr_db"] > 20
+    assert constraints.check(graph.load(output), profiles.find(profile)) == []
+
+
+def test_the_python_function_is_the_same_step(tmp_path: Path, calibration: str) -> None:
+    profile = edgesdk.find_profile("x86-cpu")
+    made, said = edgesdk.quantize(digits.MODEL, profile, samples=calibration, method="percentile", exclude=["/0/Conv"])
+    (first,) = [node for node in made.graph if node.name == "/0/Conv"]
+    assert graph.constant(first.inputs[1]) is not None
+    assert said["recipe"][-1]["settings"]["method"] == "percentile"
+
+
+def test_recurrent_models_need_no_samples() -> None:
+    made, said = edgesdk.quantize(DATA / "bilstm_vowels.onnx", edgesdk.find_profile("x86-cpu"), scheme="dynamic-int8")
+    assert "com.microsoft::DynamicQuantizeLSTM" in graph.describe(made).operators
+    assert said["violations"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--scheme", "int3"], "there is no scheme `int3`"),
+        (["--method", "guess"], "there is no method `guess`"),
+        ([], "int8 measures ranges on samples"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_written(tmp_path: Path, arguments: list[str], told: str) -> None:
+    output = tmp_path / "small.onnx"
+    code, _, error = run(str(digits.MODEL), "-p", "x86-cpu", "-o", str(output), *arguments)
+    assert code != 0
+    assert told in error
+    assert not output.exists()
