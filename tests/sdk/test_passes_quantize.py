@@ -301,6 +301,22 @@ def test_an_offset_that_takes_nought_out_of_reach_stays_an_operator() -> None:
     assert "Mul" not in operators(small)
 
 
+@pytest.mark.parametrize(("factor", "offset"), [(2.0, 0.05), (0.01, 1.0), (1.0, 50.0), (0.1, 3.0)])
+def test_whoever_reads_a_tensor_beside_what_is_scaled_loses_nothing(factor: float, offset: float) -> None:
+    nodes = [
+        node("Conv", ["x", "w"], ["t"]), node("Mul", ["t", "factor"], ["m"]), node("Add", ["t", "offset"], ["a"]), node("Add", ["m", "offset"], ["b"]),
+        node("Conv", ["t", "w"], ["of_t"]), node("Conv", ["m", "w"], ["of_m"]), node("Conv", ["a", "w"], ["of_a"]), node("Conv", ["b", "w"], ["of_b"]),
+    ]  # fmt: skip
+    names = ["of_t", "of_m", "of_a", "of_b"]
+    weights = {"w": numbers(4, 4, 1, 1), "factor": np.float32(factor), "offset": np.float32(offset)}
+    model = build(nodes, inputs=IMAGE, outputs=dict.fromkeys(names, ANY), weights=weights)
+    samples = sampling.generated(model, 8)
+    small, plain = (passes.quantize(model, samples=samples, **X86 | {"operators": operators}) for operators in (X86["operators"], ["Conv"]))
+    for name in ("of_t", "of_m"):
+        noise = [sum(float(((answers(each, feeds)[name] - answers(model, feeds)[name]) ** 2).sum()) for feeds in samples) for each in (small, plain)]
+        assert noise[0] < 4 * noise[1]
+
+
 def test_sixteen_bits_raise_the_opset_and_lose_less() -> None:
     model = build([node("Conv", ["x", "w"], ["y"])], inputs=IMAGE, outputs={"y": ANY}, weights={"w": numbers(4, 4, 1, 1)})
     samples = sampling.generated(model, 4)

@@ -11,6 +11,7 @@ from edgesdk.calibration import Range
 from edgesdk.graph import Array, Model
 from edgesdk.passes._sites import MOVING, Affine, Site, axis_of
 
+_WIDER = 1.25  # times the range that a tensor has by itself
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -118,25 +119,36 @@ def _activations(found: dict[str, Range], source: dict[str, str], affines: list[
     seen = dict(found)
     for name, origin in source.items():
         seen[origin] = seen[origin].joined(found[name])
-    planned: dict[str, _Chain] = {}
-    for affine in affines:  # what becomes nought has to be held
-        planned[affine.made] = chain = _chained(affine, planned)
-        origin = source[chain.given]
-        seen[origin] = seen[origin].joined(Range(-chain.offset / chain.factor, -chain.offset / chain.factor))
+    planned = _planned(affines, source, seen)
     grids = {name: grid_of(seen[source[name]], levels) for name in found}
-    relabelled: dict[str, _Chain] = {}
-    settled: set[str] = set()
-    for affine in affines:
-        chain = _chained(affine, relabelled)
+    settled = set(planned)
+    for chain in planned.values():  # the first offset to be asked for is a whole number of steps
         origin = source[chain.given]
-        if chain.offset and origin not in settled | relabelled.keys():
+        if chain.offset and origin not in settled:
             grids.update(dict.fromkeys((name for name in source if source[name] == origin), _on_a_step(grids[origin], chain)))
             settled.add(origin)
+    relabelled: dict[str, _Chain] = {}
+    for affine in affines:
+        chain = _chained(affine, relabelled)
         grid = grids[chain.given].relabelled(chain.factor, chain.offset)
-        if grid is not None and source[affine.made] == affine.made:
+        if grid is not None and affine.made in planned and source[affine.made] == affine.made:
             relabelled[affine.made] = chain
             grids.update(dict.fromkeys((name for name in source if source[name] == affine.made), grid))
     return grids, {made: chain.given for made, chain in relabelled.items()}
+
+
+def _planned(affines: list[Affine], source: dict[str, str], seen: dict[str, Range]) -> dict[str, _Chain]:
+    """Those for which what becomes nought can be held without much loss to whoever else reads the tensor; ``seen`` is widened for them."""
+    planned: dict[str, _Chain] = {}
+    for affine in affines:
+        chain = _chained(affine, planned)
+        origin, nought = source[chain.given], -chain.offset / chain.factor
+        before = seen[origin].joined(Range(0.0, 0.0))
+        widened = before.joined(Range(nought, nought))
+        if widened.high - widened.low <= _WIDER * (before.high - before.low):
+            planned[affine.made] = chain
+            seen[origin] = widened
+    return planned
 
 
 def grid_of(seen: Range, levels: Levels) -> Grid:
