@@ -101,15 +101,21 @@ def read(path: Path, profile: str) -> tuple[Step, ...]:
     except (OSError, ValueError, KeyError) as error:
         raise ProjectError(f"there is no recipe for `{profile}` in `{path}`: {error}", "give a recipe.toml, or a bundle that has this profile") from error
     steps = [{"settings": {}, **step} if isinstance(step, dict) else {} for step in steps] if isinstance(steps, list) else [{}]
-    known = all(step.keys() == {"pass", "settings"} and step["pass"] in passes.PASSES and isinstance(step["settings"], dict) for step in steps)
+    known = all(step.keys() == {"pass", "settings"} and _is_pass(step["pass"]) and isinstance(step["settings"], dict) for step in steps)
     if not known:
         raise ProjectError(f"`{path}` is no recipe", f"a list of steps, each a `pass` and its `settings`; the passes are {', '.join(passes.PASSES)}")
     return tuple(steps)
 
 
+def _is_pass(name: Any) -> bool:
+    return isinstance(name, str) and name in passes.PASSES
+
+
 def to_toml(steps: Sequence[Step], comment: str) -> str:
-    """The steps as a file to keep, to change and to replay."""
+    """The steps as a file to keep, to change and to replay. No steps: the model as it is."""
     told = [f"# {line}" for line in comment.splitlines()]
+    if not steps:
+        told += ["", "steps = []"]
     for step in steps:
         told += ["", "[[steps]]", f"pass = {_value(step['pass'])}"]
         told += [f"settings.{_value(name)} = {_value(value)}" for name, value in step["settings"].items()]

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
+from edgesdk import graph
 from edgesdk.cli import app
+from edgesdk.errors import ModelError
 from tests import digits
+from tests.sdk.small_models import build, node
 
 HEAVY = ("onnx", "onnx_ir", "onnxruntime", "numpy", "paramiko", "pydantic", "edgesdk.packaging")
 
@@ -75,6 +78,11 @@ def test_every_verb_has_help() -> None:
         (("package", "model.onnx", "-p", "jetson", "--evaluate", "pickle.npz"), "no .npz of plain arrays"),
         (("package", "model.onnx", "-p", "jetson", "--max-drop", "-1"), "budget of -1 cannot be kept"),
         (("package", "model.onnx", "-p", "jetson", "--recipe", "wrong.npz"), "wrong.npz"),
+        (("package", "model.onnx", "-p", "jetson", "--recipe", "recipe.json"), "`recipe.json` is no recipe"),
+        (("package", "model.onnx", "-p", "jetson", "--save-recipe", "nowhere/recipe.toml"), "there is no folder"),
+        (("package", "model.onnx", "-p", "jetson", "--save-recipe", "folder.toml"), "`folder.toml` is a folder"),
+        (("package", "model.onnx", "-p", "jetson", "--save-recipe", "kept.json"), "`kept.json` is no name of a recipe"),
+        (("optimize", "model.onnx", "-p", "jetson", "-o", "."), "`.` is a folder"),
         (("package", "model.onnx", "-p", "jetson", "--name", "../up"), "is no name"),
         (("package", "model.onnx", "-p", "jetson", "-o", "model.onnx/bundle"), "model.onnx` is no folder that can be written"),
         (("package", "model.onnx", "-p", "jetson", "--labels", "nowhere.txt"), "nowhere.txt"),
@@ -95,6 +103,8 @@ def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path,
     (folder / "cut.onnx").write_bytes((folder / "model.onnx").read_bytes()[:100_000])
     np.savez(folder / "wrong.npz", image=np.zeros((3, 1, 14, 14), np.float32))
     np.savez(folder / "pickle.npz", image=np.array([{}], object))
+    (folder / "recipe.json").write_text('[{"pass": ["quantize"]}]')
+    (folder / "folder.toml").mkdir()
     before = left(folder)
     result = run(*arguments)
     assert result.exit_code == 1, result.output
@@ -121,6 +131,28 @@ def test_a_full_disk_is_one_sentence_and_nothing_half_written(folder: Path) -> N
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path for path in (folder / "bundles").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("raised", [OSError(28, "No space left on device", "small.onnx"), ModelError("small.onnx: No space left on device")])
+def test_every_error_is_json_where_that_was_asked_for(monkeypatch: pytest.MonkeyPatch, raised: Exception) -> None:
+    def fails(path: Path) -> None:
+        raise raised
+
+    monkeypatch.setattr("edgesdk.graph.load", fails)
+    monkeypatch.setattr("sys.argv", ["edgesdk", "inspect", "model.onnx", "--json"])
+    result = run("inspect", "model.onnx", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout) == {"error": {"message": "small.onnx: No space left on device", "hint": ""}}
+
+
+def test_the_recipe_of_an_untouched_model_is_replayed(folder: Path) -> None:
+    pool = build([node("MaxPool", ["image"], ["y"], kernel_shape=[2, 2])], inputs={"image": (1, 1, 28, 28)}, outputs={"y": (1, 1, 27, 27)})
+    graph.save_as(pool, folder / "pool.onnx")
+    arguments = ("package", "pool.onnx", "-p", "x86-cpu", "--name", "pool", "--json")
+    first = json.loads(run(*arguments, "-o", "first", "--save-recipe", "recipe.toml").stdout)
+    again = json.loads(run(*arguments, "-o", "again", "--recipe", "recipe.toml").stdout)
+    assert first["recipe"] == again["recipe"] == []
+    assert first["digest"] == again["digest"]
 
 
 def test_package_json_keeps_its_contract(folder: Path) -> None:

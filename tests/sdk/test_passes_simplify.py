@@ -1,5 +1,8 @@
 """Every exact pass keeps the function, leaves the model that it was given alone, and answers the same each time."""
 
+import re
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -309,6 +312,13 @@ def test_the_mean_over_height_and_width_is_pooling(kept: int) -> None:
     assert "GlobalAveragePool" not in operators(passes.recognise_global_pool(other))
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_pooling_is_not_recognised_before_squeeze_takes_axes(kept: int) -> None:
+    outputs = {"y": (None,) * (4 if kept else 2)}
+    model = build([node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=kept)], inputs=IMAGE, outputs=outputs, opset=12)
+    assert passes.apply([{"pass": "recognise_global_pool"}], model) is model
+
+
 def test_pairs_that_cancel_go() -> None:
     nodes = [
         node("Relu", ["x"], ["r"]), node("Unsqueeze", ["r", "axes"], ["u"]), node("Squeeze", ["u", "axes"], ["q"]), node("Cast", ["q"], ["d"], to=11),
@@ -471,6 +481,28 @@ def test_a_recipe_names_what_it_cannot_do() -> None:
     model = graph.load(DATA / "resnet8_mnist.onnx")
     with pytest.raises(ModelError, match="`fold_evrything`"):
         passes.apply([{"pass": "fold_evrything"}], model)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "told", "hint"),
+    [
+        ("quantize", {"operatorz": ["Conv"]}, "the pass `quantize` has no setting `operatorz`", "`operators`"),
+        ("quantize", {"operators": ["Conv"], "activations": "int7"}, "`activations` of the pass `quantize` is 'int7'", "should be 'int8', 'uint8'"),
+        ("quantize", {"operators": "Conv"}, "`operators` of the pass `quantize` is 'Conv'", "'str'"),
+        ("quantize", {"operators": ["Conv"], "samples": 3}, "has no setting `samples`", "operators"),
+        ("quantize", {}, "is not told its `operators`", "settings"),
+        ("quantize_weights", {"method": "mse"}, "the pass `quantize_weights` has no setting `method`", "it has bits"),
+        ("quantize_weights", {"block_size": "128"}, "`block_size` of the pass `quantize_weights` is '128'", "integer"),
+        ("fix_shapes", {"shapes": {"image": [1, "a"]}}, "`shapes` of the pass `fix_shapes`", "integer"),
+        ("fold_constants", {"far": True}, "the pass `fold_constants` has no setting `far`", "it has none"),
+        ("quantize_dynamic", {"exclude": ["/0/Con"]}, "leave out the node `/0/Con`, which is not there", "`/0/Conv`? a pass before it"),
+    ],
+)
+def test_a_step_is_told_only_what_its_pass_takes(name: str, asked: dict[str, Any], told: str, hint: str) -> None:
+    model = graph.load(DATA / "resnet8_mnist.onnx")
+    with pytest.raises(ModelError, match=re.escape(told)) as refused:
+        passes.apply([{"pass": name, "settings": asked}], model, sampling.generated(model, 2))
+    assert hint in refused.value.hint
 
 
 def test_a_second_round_changes_nothing() -> None:

@@ -46,7 +46,8 @@ def test_nothing_timed_is_drawn_in_the_order_of_preference(tmp_path: Path) -> No
     assert "nothing could be timed here" in (tmp_path / "tried.svg").read_text()
 
 
-@pytest.mark.parametrize(("name", "told"), [("tried.jpg", "no picture"), ("nowhere/tried.png", "no folder")])
+@pytest.mark.parametrize(("name", "told"), [("tried.jpg", "no picture"), ("nowhere/tried.png", "no folder"), ("folder.png", "is a folder")])
 def test_what_cannot_be_drawn_is_refused_first(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "folder.png").mkdir()
     with pytest.raises(ProjectError, match=told):
         plot.check(tmp_path / name)

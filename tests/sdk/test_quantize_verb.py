@@ -58,6 +58,10 @@ def test_recurrent_models_need_no_samples() -> None:
         (["--scheme", "int3"], "there is no scheme `int3`"),
         (["--method", "guess"], "there is no method `guess`"),
         ([], "int8 measures ranges on samples"),
+        (["--scheme", "weights-int8", "--method", "mse"], "weights-int8 measures no ranges"),
+        (["--scheme", "dynamic-int8", "--method", "mse"], "dynamic-int8 measures no ranges"),
+        (["--scheme", "float16", "--exclude", "/0/Conv"], "float16 leaves out operators, not nodes"),
+        (["--scheme", "dynamic-int8", "--exclude", "/0/Con"], "did you mean `/0/Conv`?"),
     ],
 )
 def test_what_cannot_be_done_is_said_and_nothing_written(tmp_path: Path, arguments: list[str], told: str) -> None:
@@ -66,3 +70,19 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tmp_path: Path, argumen
     assert code != 0
     assert told in error
     assert not output.exists()
+
+
+@pytest.mark.parametrize(("target", "told"), [(".", "is a folder"), ("model.onnx/small.onnx", "no folder")])
+def test_where_nothing_can_be_written_no_work_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, told: str) -> None:
+    (tmp_path / "model.onnx").write_bytes(digits.MODEL.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edgesdk.packaging.quantize", pytest.fail)
+    code, _, error = run("model.onnx", "-p", "x86-cpu", "-o", target, "--scheme", "dynamic-int8")
+    assert code == 1
+    assert told in error
+
+
+def test_folders_above_the_output_are_made(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "folder" / "small.onnx"
+    code, _, error = run(str(DATA / "bilstm_vowels.onnx"), "-p", "x86-cpu", "-o", str(output), "--scheme", "dynamic-int8")
+    assert (code, output.is_file()) == (0, True), error

@@ -25,9 +25,7 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except (EdgeSDKError, BundleError) as error:
-            if "--json" in sys.argv:
-                show({"error": {"message": str(error), "hint": error.hint}}, "", as_json=True)
-            fail(str(error), error.hint)
+            _refuse(str(error), error.hint)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
             say("interrupted")
@@ -35,7 +33,7 @@ class Verbs(TyperGroup):
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
-            fail(_system_error(error), "")
+            _refuse(_system_error(error), "")
             raise typer.Exit(1) from error
 
 
@@ -59,6 +57,13 @@ def main() -> None:
         traceback.print_exc()
         say("this is a bug of edgesdk: please report it with the lines above")
         sys.exit(70)
+
+
+def _refuse(message: str, hint: str) -> None:
+    """Whichever it is, a script that asked for JSON gets it."""
+    if "--json" in sys.argv:
+        show({"error": {"message": message, "hint": hint}}, "", as_json=True)
+    fail(message, hint)
 
 
 def _system_error(error: OSError) -> str:

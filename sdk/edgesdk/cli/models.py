@@ -47,7 +47,7 @@ def package(
     """Convert, compress, prove and package a model for one or more profiles."""
     from edgesdk import packaging, profiles, project
     from edgesdk import recipe as recipes
-    from edgesdk.cli import plot
+    from edgesdk.cli import files, plot
     from edgesdk.errors import ProjectError
 
     here = project.load(Path())
@@ -65,6 +65,8 @@ def package(
         raise ProjectError("a recipe, a plot and a device are of one profile", f"give one --profile with them, such as {chosen[0].name}")
     if explain is not None:
         plot.check(explain)
+    if save_recipe is not None:
+        files.check_recipe(save_recipe)
     request = packaging.Request(
         model=source,
         profiles=tuple(chosen),
@@ -111,7 +113,9 @@ def optimize(
 ) -> None:
     """Write the model that `package` would put into a bundle, without the bundle."""
     from edgesdk import packaging, profiles
+    from edgesdk.cli import files
 
+    files.check(output, makes_folders=True)
     with progress() as advance:
         written = packaging.optimize(model, profiles.find(profile), output, calibration, advance)
     text = f"{output}: {bytes_text(written['size_bytes']['before'])} → {bytes_text(written['size_bytes']['after'])}, {_steps(written['recipe'])}"
@@ -125,7 +129,7 @@ def quantize(
     scheme: Annotated[str, typer.Option(help="int8, dynamic-int8, weights-int8, weights-int4 or float16")] = "int8",
     calibration: Calibration = None,
     method: Annotated[str | None, typer.Option(help="how ranges are chosen: minmax, moving-average, percentile, entropy or mse (int8)")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="a node that stays float32; repeatable")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="a node that stays float32, by its name in the simplified model (not float16); repeatable")] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -134,6 +138,7 @@ def quantize(
 
     from edgesdk import graph, packaging, profiles
     from edgesdk.calibration import METHODS
+    from edgesdk.cli import files
     from edgesdk.errors import ProjectError
 
     schemes = [name for name in get_args(profiles.Scheme) if name != "float32"]
@@ -141,6 +146,11 @@ def quantize(
         raise ProjectError(f"there is no scheme `{scheme}`", f"there are {', '.join(schemes)}")
     if method is not None and method not in METHODS:
         raise ProjectError(f"there is no method `{method}`", f"there are {', '.join(METHODS)}")
+    if method is not None and scheme != "int8":
+        raise ProjectError(f"{scheme} measures no ranges for `--method` to choose", "leave it out, or take --scheme int8")
+    if exclude and scheme == "float16":
+        raise ProjectError("float16 leaves out operators, not nodes: `--exclude` is of the other schemes", "name them as `keep_float32` in your own profile")
+    files.check(output, makes_folders=True)
     settings: dict[str, Any] = {key: value for key, value in (("method", method), ("exclude", exclude)) if value}
     with progress() as advance:
         made, told = packaging.quantize(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgesdk.cli import files
 from edgesdk.errors import ProjectError
 
 if TYPE_CHECKING:
@@ -15,8 +16,7 @@ def check(path: Path) -> None:
     """Before the long work: the picture can be drawn. Raises ProjectError."""
     if path.suffix not in FORMATS:
         raise ProjectError(f"`{path}` is no picture that can be drawn", f"give a name that ends in {' or '.join(FORMATS)}")
-    if not path.absolute().parent.is_dir():
-        raise ProjectError(f"there is no folder `{path.absolute().parent}`", "make it, or draw elsewhere")
+    files.check(path)
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:

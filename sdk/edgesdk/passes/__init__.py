@@ -13,6 +13,7 @@ from typing import Any
 from edgesdk import graph
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
+from edgesdk.passes._settings import check, check_excluded
 from edgesdk.passes.affine_to_conv import affine_to_conv
 from edgesdk.passes.equalize import equalize
 from edgesdk.passes.factor_sums import factor_sums
@@ -24,7 +25,7 @@ from edgesdk.passes.lift_constants import lift_constants
 from edgesdk.passes.merge_convolutions import merge_convolutions
 from edgesdk.passes.merge_duplicates import merge_duplicates
 from edgesdk.passes.pad_channels import pad_channels
-from edgesdk.passes.quantize import quantize
+from edgesdk.passes.quantize import Scheme, quantize
 from edgesdk.passes.quantize_dynamic import quantize_dynamic
 from edgesdk.passes.quantize_weights import quantize_weights
 from edgesdk.passes.raise_opset import raise_opset
@@ -105,6 +106,8 @@ PASSES: dict[str, Callable[..., Model]] = {
 
 NEEDS_SAMPLES = frozenset({"quantize", "smooth"})
 
+_SETTINGS: dict[str, Callable[..., Any]] = {**PASSES, "quantize": Scheme}  # whose keywords a step may set
+
 # Exact: the function stays what it was, up to rounding.
 SIMPLIFY = (
     "raise_opset",
@@ -128,11 +131,14 @@ SIMPLIFY = (
 
 
 def apply(recipe: Iterable[Step], model: Model, samples: Samples | None = None) -> Model:
-    """Each step in turn; what it makes has to be valid before the next. Raises ModelError, which names the step."""
+    """Each step in turn; what it makes has to be valid before the next. Raises ModelError, which names the step, and SampleError."""
     for step in recipe:
         name, settings = step["pass"], step.get("settings", {})
         if name not in PASSES:
             raise ModelError(f"the recipe names a pass `{name}`, which there is not", f"there are {', '.join(PASSES)}")
+        check(name, _SETTINGS[name], settings)
+        if settings.get("exclude"):
+            check_excluded(name, settings["exclude"], model)
         if name not in NEEDS_SAMPLES:
             made = PASSES[name](model, **settings)
         elif samples is None:

@@ -7,10 +7,12 @@ from edgesdk import graph
 from edgesdk.graph import Model
 from edgesdk.passes._rewiring import take_place
 
+FIRST_OPSET = 13  # of Squeeze whose axes are an input
+
 
 def recognise_global_pool(model: Model) -> Model:
     """ReduceMean over the last two of four axes becomes GlobalAveragePool, and a Squeeze where the axes were not kept."""
-    if not any(node.op_type == "ReduceMean" for node in model.graph):
+    if graph.opset(model) < FIRST_OPSET or not any(node.op_type == "ReduceMean" for node in model.graph):
         return model
     known = graph.clone(model)
     graph.infer_shapes(known)

@@ -3,7 +3,7 @@
 An island is an operator that sums or compares much, or that has no float16 form. Casts lie at its shore only.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -19,7 +19,7 @@ _FLOAT, _HALF = onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16
 _TYPED = {"Cast": "to", "EyeLike": "dtype", "RandomNormal": "dtype", "RandomNormalLike": "dtype", "RandomUniform": "dtype", "RandomUniformLike": "dtype"}
 
 
-def to_float16(model: Model, *, keep_float32: Collection[str] = ()) -> Model:
+def to_float16(model: Model, *, keep_float32: Sequence[str] = ()) -> Model:
     """The model in float16, but for the operators named, what cannot be, and what subgraphs read.
 
     Constants that float16 does not hold are moved to the nearest that it does; `beyond_float16` names them.
