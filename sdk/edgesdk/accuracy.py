@@ -139,8 +139,12 @@ def _same(expected: NDArray[Any], got: NDArray[Any]) -> bool:
     if _is_distribution(expected):
         return bool((expected.argmax(-1) == got.argmax(-1)).all())
     a, b = expected.astype(np.float64).ravel(), got.astype(np.float64).ravel()
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return False
+    a, b = a[finite], b[finite]
     lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return bool(np.isfinite(b).all()) and (float(a @ b) >= 0.99 * lengths if lengths else np.allclose(a, b))
+    return float(a @ b) >= 0.99 * lengths if lengths else bool(np.allclose(a, b))
 
 
 def _is_distribution(values: NDArray[Any]) -> bool:

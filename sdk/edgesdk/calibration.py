@@ -33,6 +33,8 @@ __all__ = ["METHODS", "NEED_HISTOGRAMS", "Histogram", "Method", "Progress", "Ran
 
 Progress = Callable[[int, int | None], None]  # samples done, of how many
 
+# Answer sequences or optionals, whose types are not always inferred right.
+_NO_TENSORS = ("SplitToSequence", "SequenceConstruct", "SequenceEmpty", "SequenceInsert", "SequenceErase", "SequenceMap", "Optional")
 AVERAGING = 0.01  # the least weight of the latest sample in the average of extremes (onnxruntime's `averaging_constant`)
 RUN_BYTES = 256 << 20  # tensors fetched by one run, unless a single one is larger
 HELD_BYTES = 1 << 30  # by all runs at once
@@ -98,7 +100,7 @@ def _float_tensors(model: Model) -> list[str]:
     """All that depend on the inputs, subgraphs' aside."""
     known = graph.clone(model)
     graph.infer_shapes(known)
-    values = (*known.graph.inputs, *(value for node in known.graph for value in node.outputs))
+    values = (*known.graph.inputs, *(value for node in known.graph if node.op_type not in _NO_TENSORS for value in node.outputs))
     return [value.name for value in values if value.name and value.type == onnx_ir.TensorType(onnx_ir.DataType.FLOAT) and graph.constant(value) is None]
 
 

@@ -35,6 +35,7 @@ from edgesdk.source import Source, model_files, runner
 FINAL_RACE_S = 6.0
 ORIGINAL = "original"
 SLOWER = 0.98  # an exact rewriting whose speed-up surely lies below this is not worth shipping
+SLOWER_NOTE = "slower than the original, which is kept"
 TOOLS = ("edgesdk", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 
@@ -112,15 +113,15 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     with _racing(profile, source, request, progress, here=here) as race:
         choice = _choice(profile, source, request, race, progress, here=here)
         accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
-        if accuracy.drop > profile.budget.max_drop and request.steps is None:  # it passed the selection by luck; the exact model stands by
-            choice, accuracy = _float_instead(profile, source, choice, accuracy, optimize=here)
+        exact = _exact_plans(profile, source) if request.steps is None else []
+        while accuracy.drop > profile.budget.max_drop and exact:  # it passed the selection by luck; the exact models stand by
+            choice, accuracy = _instead(source, choice, accuracy, exact.pop(0), optimize=here)
         if violations := constraints.check(choice.model, profile):
             raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
         integers = _in_whole_numbers(choice.model, source, progress) if profile.quantization.power_of_two else None
         progress("time original and result", 0, 0)
         speed = race(source.model, choice.model, FINAL_RACE_S) if race else None
-    untouched = not constraints.check(source.model, profile)
-    if speed and speed.high < SLOWER and choice.plan.scheme == "float32" and request.steps is None and untouched:
+    if speed and speed.high < SLOWER and any(not plan.steps for plan in exact):
         choice, speed = _original_kept(source, choice, speed)
         accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
     files = model_files(choice.model)
@@ -145,8 +146,9 @@ def _choice(profile: Profile, source: Source, request: Request, race: Race | Non
     if request.steps is not None:
         plan, model = source.build(Plan("replayed", recipe.scheme_of(request.steps), request.steps))
         return Choice(plan, model, (Candidate(plan, note="taken"),))
+    untouched = [plan for plan in _exact_plans(profile, source) if not plan.steps]
     return search.choose(
-        recipe.plans(profile, source.model, calibrated=source.samples is not None, shapes=source.shapes),
+        [*recipe.plans(profile, source.model, calibrated=source.samples is not None, shapes=source.shapes), *untouched],
         evidence.gather(source, profile, race, here=here),
         max_drop=profile.budget.max_drop,
         least_share=profile.quantization.least_share,
@@ -290,12 +292,16 @@ class Made:
         if self.integers is not None:
             told = f"{self.integers.tensors} tensors, {self.integers.values:,} values, {self.integers.ties:,} of them halfway"
             yield f"fixed-point arithmetic gives the file's own integers ({told})"
+        if not self.source.scores.any():
+            yield "the original scores 0 on every sample: is the evaluation right?"
         if self.accuracy.metric == AGREEMENT:
             yield "accuracy is agreement with the original: give --evaluate to measure against labels"
 
     def _why_untouched(self) -> str:
-        if self.choice.plan.label == ORIGINAL:
+        if any(candidate.note == SLOWER_NOTE for candidate in self.choice.tried):
             return "rewriting it made it slower here"
+        if self.choice.plan.label == ORIGINAL:
+            return "rewriting it changes answers by rounding, and the budget allows not even that"
         if any(candidate.plan.label.endswith(search.NOTHING) for candidate in self.choice.tried):
             return search.NOTHING
         return "no pass changes anything in it"
@@ -314,12 +320,18 @@ def _in_whole_numbers(model: Model, source: Source, progress: Progress) -> Agree
     return found
 
 
-def _float_instead(profile: Profile, source: Source, choice: Choice, accuracy: Accuracy, *, optimize: bool) -> tuple[Choice, Accuracy]:
-    """The float model where the profile takes one, since the winner of the selection did not hold before the judge."""
-    if "float32" not in profile.quantization.schemes or choice.plan.scheme == "float32":
-        return choice, accuracy
-    plan, model = source.build(recipe.float_plan(profile, source.shapes))
-    lost = f"loses {accuracy.drop:.4f} on the judging samples"
+def _exact_plans(profile: Profile, source: Source) -> list[Plan]:
+    """Those that change no answer but by rounding, as far as the profile takes them: the float model, and the file as it was given."""
+    if "float32" not in profile.quantization.schemes:
+        return []
+    given = [Plan(ORIGINAL, "float32", ())] if not constraints.check(source.model, profile) else []
+    return [recipe.float_plan(profile, source.shapes), *given]
+
+
+def _instead(source: Source, choice: Choice, accuracy: Accuracy, plan: Plan, *, optimize: bool) -> tuple[Choice, Accuracy]:
+    """The exact model, since the winner of the selection did not hold before the judge."""
+    plan, model = source.build(plan)
+    lost = f"loses {accuracy.drop:.4g} on the judging samples"
     tried = tuple(replace(candidate, note=lost) if candidate.plan == choice.plan else candidate for candidate in choice.tried)
     kept = Choice(plan, model, (*tried, Candidate(plan, note="taken instead")))
     return kept, source.judged(plan, candidates=choice.scored, optimize=optimize)
@@ -327,7 +339,7 @@ def _float_instead(profile: Profile, source: Source, choice: Choice, accuracy: A
 
 def _original_kept(source: Source, choice: Choice, speed: Paired) -> tuple[Choice, Paired]:
     """The file as it was given, because rewriting it made it slower here. Its own latency is before and after."""
-    tried = (*choice.tried, Candidate(choice.plan, speed=speed, note="slower than the original, which is kept"))
+    tried = (*choice.tried, Candidate(choice.plan, speed=speed, note=SLOWER_NOTE))
     kept = Choice(Plan(ORIGINAL, "float32", ()), source.model, tried)
     return kept, replace(speed, after_ms=speed.before_ms, speedup=1.0, low=1.0, high=1.0)
 
@@ -337,7 +349,7 @@ def _enforce(profile: Profile, accuracy: Accuracy, speed: Paired | None, size_by
     budget = profile.budget
     if accuracy.drop > budget.max_drop:
         raise BudgetMissed(
-            f"{accuracy.metric} drops by {accuracy.drop:.4f} on the {accuracy.samples} judging samples ({accuracy.before:.4f} to {accuracy.after:.4f}), "
+            f"{accuracy.metric} drops by {accuracy.drop:.4g} on the {accuracy.samples} judging samples ({accuracy.before:.4f} to {accuracy.after:.4f}), "
             f"more than the {budget.max_drop:g} allowed",
             "allow more with --max-drop, give more calibration samples, or take a profile with wider number formats",
         )

@@ -180,13 +180,14 @@ class _Search:
                 made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
             if made.scheme == "float32":
                 return self._add(Candidate(made))
+            error = self._tools.error(model)
             if made.scheme == "int8" and (share := self._share(made)) < self._least_share:
                 return self._add(Candidate(made, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
             speed = self._tools.race(model) if self._tools.race is not None and speed is None else speed
-        except ModelError as error:
-            return self._add(Candidate(plan, price=price, note=str(error)))
+        except ModelError as failed:
+            return self._add(Candidate(plan, price=price, note=str(failed)))
         note = "not faster than float32" if speed is not None and not speed.faster else ""
-        return self._add(Candidate(made, speed, self._tools.error(model), price=price, note=note))
+        return self._add(Candidate(made, speed, error, price=price, note=note))
 
     def _share(self, plan: Plan) -> float:
         """Of the multiply-accumulates that the plan does in 8 bits; all of them where nobody asks."""
@@ -262,10 +263,10 @@ class _Search:
         """The most promising first, until nothing better is left than what holds. Whether something does. ``exact``: float32 too."""
         while True:
             held = min(filter(self._holds, self._tried), key=self._rank, default=None)
-            waiting = [c for c in self._tried if c.loss is None and not c.note and (exact or c.plan.scheme != "float32")]
-            best = min(waiting, key=self._rank, default=None)
             spent = sum(candidate.loss is not None for candidate in self._tried) >= MOST_SCORED
-            if best is None or (spent and best.plan.scheme != "float32") or (held is not None and self._rank(held) <= self._rank(best)):
+            waiting = [c for c in self._tried if c.loss is None and not c.note and (exact if c.plan.scheme == "float32" else not spent)]
+            best = min(waiting, key=self._rank, default=None)
+            if best is None or (held is not None and self._rank(held) <= self._rank(best)):
                 return held is not None
             self._score(best)
 

@@ -112,16 +112,12 @@ class Source:
         return self.judge.compare(self.scores, self.scored(plan, optimize=optimize), candidates=candidates)
 
     def error(self, model: Model, *, optimize: bool) -> float:
-        """The noise in the model's answers against their power: the mean over held-back samples and floating-point outputs."""
+        """The noise in the model's answers against their power: the mean over held-back samples and outputs; of whole numbers the share that is other."""
         run = runner(model, optimize=optimize)
         ratios = [
-            _noise(answer[name], got[name])
-            for feed, answer in zip(self.held_back, self.answers, strict=False)
-            for got in (run(feed),)
-            for name in answer
-            if answer[name].dtype.kind == "f"
+            _noise(answer[name], got[name]) for feed, answer in zip(self.held_back, self.answers, strict=False) for got in (run(feed),) for name in answer
         ]
-        return float(np.mean(ratios)) if ratios else 0.0
+        return float(np.mean(ratios))
 
     def _keep(self, step: Step, given: str, made: tuple[tuple[Step, ...], Model]) -> None:
         """Of models in a reduced format, of which there are many, only the latest."""
@@ -171,6 +167,14 @@ def read_labels(path: Path) -> bytes:
 
 
 def _noise(expected: Array, got: Array) -> float:
-    power = float((expected.astype(np.float64) ** 2).sum())
-    noise = float(((expected.astype(np.float64) - got) ** 2).sum())
+    """1, as of an answer of nothing, where what is no number differs."""
+    if expected.shape != got.shape:
+        return 1.0
+    if expected.dtype.kind != "f":
+        return float((expected != got).mean()) if expected.size else 0.0
+    before, after = expected.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(before)
+    if not np.array_equal(before[~finite], after[~finite], equal_nan=True) or not np.isfinite(after[finite]).all():
+        return 1.0
+    power, noise = float((before[finite] ** 2).sum()), float(((before[finite] - after[finite]) ** 2).sum())
     return noise / power if power else float(noise > 0)

@@ -153,3 +153,11 @@ def test_a_damaged_labelled_file_is_a_sentence(tmp_path: Path, damage: str) -> N
         file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(EdgeSDKError):
         judge_of(str(file))
+
+
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_answers_that_are_no_numbers_agree_with_themselves_only(odd: float) -> None:
+    answer = np.array([[1.0, 2.0, odd, 4.0]], np.float32)
+    assert agree({"y": answer}, {"y": answer.copy()}) == 1
+    assert agree({"y": answer}, {"y": np.nan_to_num(answer)}) == 0
+    assert agree({"y": answer}, {"y": answer * np.array([1, -1, 1, 1], np.float32)}) == 0

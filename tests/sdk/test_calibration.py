@@ -96,7 +96,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
         calibration.ranges(model, names, sampling.load(tmp_path / "c.npz", model), histograms=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[2] - peaks[1] < 0.2 * 1000 * 28 * 28 * 4
+    assert peaks[2] - peaks[1] < 0.5 * 1000 * 28 * 28 * 4
 
 
 def same(one: dict[str, Range], other: dict[str, Range]) -> bool:

@@ -1,6 +1,7 @@
 """The main path: what is packaged is judged, deterministic, and never half-written."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -251,4 +252,24 @@ def test_a_winner_that_does_not_hold_before_the_judge_gives_way_to_the_float_mod
     made = packaging.package(request)[0]
     assert all(step["pass"] != "quantize" for step in made.recipe)
     assert made.accuracy.drop == 0
-    assert "loses 1.0000 on the judging samples" in str(made.candidates)
+    assert "loses 1 on the judging samples" in str(made.candidates)
+
+
+def test_where_not_even_rounding_is_allowed_the_file_ships_as_it_was_given(folder: Path, tmp_path: Path) -> None:
+    images = digits.images()[0][:20]
+    session = graph.session(graph.load(digits.MODEL), threads=os.cpu_count() or 1)
+    np.savez(tmp_path / "exact.npz", images=images, logits=np.concatenate([graph.run(session, {"image": image[None]})["logits"] for image in images]))
+    (tmp_path / "evaluate.py").write_text(EXACTLY.format(path=str(tmp_path / "exact.npz")))
+    request = request_for(folder, "arm-cpu", output=tmp_path / "b", max_drop=0.0, evaluate=f"{tmp_path}/evaluate.py:evaluate", calibration=None)
+    made = packaging.package(request)[0]
+    assert made.accuracy.drop == 0
+    assert made.recipe == ()
+    assert any("not even that" in note for note in made.notes)
+
+
+EXACTLY = """
+import numpy as np
+archive = np.load("{path}")
+def evaluate(run):
+    return np.array([-abs(run({{"image": image[None]}})["logits"][0] - logits).sum() for image, logits in zip(archive["images"], archive["logits"])])
+"""

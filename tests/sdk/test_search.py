@@ -154,6 +154,21 @@ def test_a_correction_is_tried_on_what_missed() -> None:
     assert world.scored.count("int8, reduced") == 1
 
 
+def test_the_float_model_is_scored_however_many_missed() -> None:
+    class Endless(World):
+        def build(self, plan: Plan) -> tuple[Plan, Model]:
+            return plan, self.model if plan.scheme == "float32" else super().build(HALF)[1]
+
+        def loss(self, plan: Plan) -> Loss:
+            return Loss(0.0 if plan.scheme == "float32" else 1.0, 0.0)
+
+        def error(self, _model: Model) -> float:
+            return 0.0
+
+    many = [Plan(f"half {place}", "float16", (*HALF.steps, *STEPS[:1] * place)) for place in range(search.MOST_SCORED + 4)]
+    assert Endless(half=2.0).choose(*many, FLOAT).plan is FLOAT
+
+
 def test_a_plan_that_cannot_be_built_is_told_and_passed_over() -> None:
     class Broken(World):
         def build(self, plan: Plan) -> tuple[Plan, Model]:
