@@ -97,6 +97,8 @@ class Source:
 
     def scored(self, plan: Plan, *, optimize: bool) -> Scores:
         """The judge's scores of a plan's model, asked for once."""
+        if not plan.steps:
+            return self.scores
         key = (json.dumps(plan.steps, sort_keys=True), optimize)
         if key not in self._scored:
             _, model = self.build(plan)
