@@ -74,7 +74,7 @@ def _last_steps(scheme: Scheme, profile: Profile) -> dict[str, tuple[Step, ...]]
     settings: dict[str, tuple[str, dict[str, Any]] | None] = {
         "float32": None,
         "float16": ("to_float16", {"keep_float32": list(wanted.keep_float32)}),
-        "int8": ("quantize", wanted.model_dump(mode="json", include=set(SETTINGS))),
+        "int8": ("quantize", {**wanted.model_dump(mode="json", include=set(SETTINGS)), **({"reconstruct": True} if wanted.power_of_two else {})}),
         "dynamic-int8": ("quantize_dynamic", {"operators": [*PRODUCTS, "LSTM"], "per_channel": True, "reduce_range": wanted.reduce_range}),
         "dynamic-int8, one scale a tensor": (
             "quantize_dynamic",
