@@ -26,6 +26,7 @@ from edgesdk.regions import Costs, Group, Link
 
 NOTHING = "there is nothing to quantize"
 _HOPELESS = 2.0  # times the error of one that missed: nobody need score that
+_SAFER = 0.75  # times the error of one that did not hold
 _CLEARLY = 0.9  # times as much: less by more than noise
 _NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
@@ -120,6 +121,7 @@ class Choice:
     plan: Plan
     model: Model
     tried: tuple[Candidate, ...]
+    others: tuple[Plan, ...] = ()  # that disturb the answers clearly less, the most promising first: what is left if it does not hold before the judge
 
     @property
     def scored(self) -> int:
@@ -308,7 +310,9 @@ class _Search:
             raise BudgetMissed(*_missed(self._tried, self._max_drop))
         _, model = self._tools.build(best.plan)
         self._progress("try recipes", len(self._tried), len(self._tried))
-        return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried))
+        safer = [c for c in self._tried if not c.note and c.error is not None and best.error is not None and c.error < _SAFER * best.error]
+        others = tuple(candidate.plan for candidate in sorted(safer, key=self._rank))
+        return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried), others)
 
     def _score(self, candidate: Candidate) -> Candidate:
         place = self._tried.index(candidate)
