@@ -121,7 +121,7 @@ class Choice:
     plan: Plan
     model: Model
     tried: tuple[Candidate, ...]
-    others: tuple[Plan, ...] = ()  # that disturb the answers clearly less, the most promising first: what is left if it does not hold before the judge
+    others: tuple[Plan, ...] = ()  # if it does not hold before the judge: those that held, too, then those that disturb the answers clearly less
 
     @property
     def scored(self) -> int:
@@ -310,8 +310,9 @@ class _Search:
             raise BudgetMissed(*_missed(self._tried, self._max_drop))
         _, model = self._tools.build(best.plan)
         self._progress("try recipes", len(self._tried), len(self._tried))
-        safer = [c for c in self._tried if not c.note and c.error is not None and best.error is not None and c.error < _SAFER * best.error]
-        others = tuple(candidate.plan for candidate in sorted(safer, key=self._rank))
+        held = [candidate for candidate in self._tried if self._holds(candidate) and candidate is not best and candidate.plan.scheme != "float32"]
+        safer = [c for c in self._tried if c.loss is None and not c.note and c.error is not None and c.error < _SAFER * (best.error or 0.0)]
+        others = tuple(candidate.plan for kind in (held, safer) for candidate in sorted(kind, key=self._rank))
         return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried), others)
 
     def _score(self, candidate: Candidate) -> Candidate:
