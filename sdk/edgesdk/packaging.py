@@ -117,7 +117,8 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
         choice = _choice(profile, source, request, race, progress, here=here)
         accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
         exact = _exact_plans(profile, source) if request.steps is None else []
-        standing_by = chain(_that_hold(choice.others, profile, source, optimize=here), exact)
+        halves = [plan for plan in recipe.plans(profile, source.model, calibrated=False, shapes=source.shapes) if plan.scheme == "float16"]
+        standing_by = chain(_that_hold(choice.others, profile, source, optimize=here), halves if request.steps is None else [], exact)
         while accuracy.drop > profile.budget.max_drop and (plan := next(standing_by, None)) is not None:  # it passed the selection by luck
             choice, accuracy = _instead(source, choice, accuracy, plan, optimize=here)
         if violations := constraints.check(choice.model, profile):

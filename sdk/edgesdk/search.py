@@ -26,7 +26,6 @@ from edgesdk.regions import Costs, Group, Link
 
 NOTHING = "there is nothing to quantize"
 _HOPELESS = 2.0  # times the error of one that missed: nobody need score that
-_SAFER = 0.75  # times the error of one that did not hold
 _CLEARLY = 0.9  # times as much: less by more than noise
 _NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
@@ -121,7 +120,7 @@ class Choice:
     plan: Plan
     model: Model
     tried: tuple[Candidate, ...]
-    others: tuple[Plan, ...] = ()  # if it does not hold before the judge: those that held, too, then those that disturb the answers clearly less
+    others: tuple[Plan, ...] = ()  # if it does not hold before the judge: what disturbs the answers least first
 
     @property
     def scored(self) -> int:
@@ -310,9 +309,8 @@ class _Search:
             raise BudgetMissed(*_missed(self._tried, self._max_drop))
         _, model = self._tools.build(best.plan)
         self._progress("try recipes", len(self._tried), len(self._tried))
-        held = [candidate for candidate in self._tried if self._holds(candidate) and candidate is not best and candidate.plan.scheme != "float32"]
-        safer = [c for c in self._tried if c.loss is None and not c.note and c.error is not None and c.error < _SAFER * (best.error or 0.0)]
-        others = tuple(candidate.plan for kind in (held, safer) for candidate in sorted(kind, key=self._rank))
+        left = [c for c in self._tried if not c.note and c is not best and c.plan.scheme not in ("float32", "float16")]
+        others = tuple(candidate.plan for candidate in sorted(left, key=lambda candidate: candidate.error or 0.0))
         return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried), others)
 
     def _score(self, candidate: Candidate) -> Candidate:

@@ -36,7 +36,7 @@ def test_a_bundle_for_another_board_is_refused_in_a_sentence_and_can_be_tried_he
     edgesdk("package", "--profile", "jetson")
     refused = edgesdk("deploy", "local", exits=1)
     assert "is no NVIDIA Jetson" in refused.stderr
-    assert "edgesdk package --profile x86-cpu" in refused.stderr or os.uname().machine != "x86_64"
+    assert "edgesdk package --profile x86-" in refused.stderr or os.uname().machine != "x86_64"
     (told,) = json.loads(edgesdk("deploy", "local", "--as-profile", "jetson", "--json").stdout)
     assert told["outcome"] == "active"
 
