@@ -268,7 +268,7 @@ def _told(packaged: "Packaged") -> str:
 def _became(candidate: dict[str, Any]) -> str:
     speed = f"{candidate['speed']['speedup']:.2f}× of float32" if candidate["speed"] else ""
     drop = f"drop {candidate['selection_drop']:.4f}" if candidate["selection_drop"] is not None else ""
-    return ", ".join(filter(None, (speed, drop, candidate["note"])))
+    return ", ".join(filter(None, (speed, drop, candidate["note"]))) or "not scored: something better holds"
 
 
 def _steps(recipe: Any) -> str:
