@@ -152,9 +152,9 @@ def _convolution(growing: Growing) -> None:
     if growing.pick(1):
         inputs.append(growing.constant(numbers(out, seed=growing.pick(50))))
     padding = {"pads": [wide // 2] * 4} if growing.pick(3) else {"auto_pad": ("SAME_UPPER", "VALID")[growing.pick(1)]}
-    whole = "pads" in padding or padding["auto_pad"] == "SAME_UPPER"
+    around = {"SAME_UPPER": wide - 1, "VALID": 0}.get(padding.get("auto_pad", ""), 2 * (wide // 2))
     growing.add("Conv", *inputs, group=group, strides=[stride] * 2, **padding)
-    sides = (-(-side // stride) if whole else (side - wide) // stride + 1 for side in (height, width))
+    sides = (-(-side // stride) if around == wide - 1 else (side + around - wide) // stride + 1 for side in (height, width))
     growing.shapes[growing.last] = (out, *sides)  # type: ignore[assignment]
     for block in (_batch_norm, _affine):
         if growing.pick(3) == 0:
