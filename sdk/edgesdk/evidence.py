@@ -1,11 +1,11 @@
 """What the search is handed: how fast, how right and how costly a candidate is, measured on this machine or on the device.
 
-tools = gather(source, profile, here=True)
+tools = gather(source, profile, race_here(profile, source.held_back), here=True)
 search.choose(plans, tools, max_drop=0.01, progress=silent)
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,17 +73,17 @@ def _timed(base: Model, whole: Model, parts: Sequence[Group], links: Sequence[Li
     return Costs(
         [sum(in_float.get(name, 0.0) for name in part.nodes) for part in parts],
         [sum(in_8_bits.get(name, 0.0) + in_8_bits.get(f"{name}_gate", 0.0) for name in part.nodes) for part in parts],
-        [crossing * elements for elements in _elements(base, links, feeds)],
+        [crossing * elements for elements in _elements(costs.shapes(base, feeds[0]), links)],
     )
 
 
 def _counted(base: Model, _whole: Model, parts: Sequence[Group], links: Sequence[Link], feeds: Sequence[Feeds]) -> Costs:
     """In multiply-accumulates, for want of the hardware."""
-    counted = costs.macs(base, costs.shapes(base, feeds[0]))
-    in_float = [float(sum(counted.get(name, 0) for name in part.nodes)) for part in parts]
-    return Costs(in_float, [cost / FASTER_IN_8_BITS for cost in in_float], [float(CROSSED * elements) for elements in _elements(base, links, feeds)])
-
-
-def _elements(base: Model, links: Sequence[Link], feeds: Sequence[Feeds]) -> list[int]:
     of_run = costs.shapes(base, feeds[0])
+    counted = costs.macs(base, of_run)
+    in_float = [float(sum(counted.get(name, 0) for name in part.nodes)) for part in parts]
+    return Costs(in_float, [cost / FASTER_IN_8_BITS for cost in in_float], [float(CROSSED * elements) for elements in _elements(of_run, links)])
+
+
+def _elements(of_run: Mapping[str, tuple[int, ...]], links: Sequence[Link]) -> list[int]:
     return [int(np.prod(of_run.get(link.tensor, (0,)))) for link in links]

@@ -8,11 +8,10 @@ Read `package` and `_package_for` first: they are the whole story, top to bottom
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import chain
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -114,11 +113,10 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
     with _racing(profile, source, request, progress, here=here) as race:
-        choice = _choice(profile, source, request, race, progress, here=here)
-        accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
         exact = _exact_plans(profile, source) if request.steps is None else []
-        halves = [plan for plan in recipe.plans(profile, source.model, calibrated=False, shapes=source.shapes) if plan.scheme == "float16"]
-        standing_by = chain(_that_hold(choice.others, profile, source, optimize=here), halves if request.steps is None else [], exact)
+        choice = _choice(profile, source, request, race, exact, progress, here=here)
+        accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
+        standing_by = iter(()) if request.steps is not None else _standing_by(choice, profile, source, exact, optimize=here)
         while accuracy.drop > profile.budget.max_drop and (plan := next(standing_by, None)) is not None:  # it passed the selection by luck
             choice, accuracy = _instead(source, choice, accuracy, plan, optimize=here)
         if violations := constraints.check(choice.model, profile):
@@ -146,12 +144,12 @@ def _racing(profile: Profile, source: Source, request: Request, progress: Progre
         yield lambda before, after, limit_s: racer.race(model_files(before), model_files(after), limit_s=limit_s)
 
 
-def _choice(profile: Profile, source: Source, request: Request, race: Race | None, progress: Progress, *, here: bool) -> Choice:
+def _choice(profile: Profile, source: Source, request: Request, race: Race | None, exact: list[Plan], progress: Progress, *, here: bool) -> Choice:
     """The recipe that is asked for, or the one that the search finds."""
     if request.steps is not None:
         plan, model = source.build(Plan("replayed", recipe.scheme_of(request.steps), request.steps))
         return Choice(plan, model, (Candidate(plan, note="taken"),))
-    untouched = [plan for plan in _exact_plans(profile, source) if not plan.steps]
+    untouched = [plan for plan in exact if not plan.steps]
     return search.choose(
         [*recipe.plans(profile, source.model, calibrated=source.samples is not None, shapes=source.shapes), *untouched],
         evidence.gather(source, profile, race, here=here),
@@ -336,11 +334,13 @@ def _exact_plans(profile: Profile, source: Source) -> list[Plan]:
     return [recipe.float_plan(profile, source.shapes), *given]
 
 
-def _that_hold(plans: Sequence[Plan], profile: Profile, source: Source, *, optimize: bool) -> Iterator[Plan]:
-    """Of the safer ones those that keep the budget on the selection samples, at most so many: each is another chance to pass by luck."""
-    for plan in plans[:MOST_JUDGED]:
+def _standing_by(choice: Choice, profile: Profile, source: Source, exact: list[Plan], *, optimize: bool) -> Iterator[Plan]:
+    """Others that keep the budget on the selection samples, few since each is another chance to pass by luck; then float16, then the exact."""
+    for plan in choice.others[:MOST_JUDGED]:
         if source.loss(plan, optimize=optimize).drop <= profile.budget.max_drop:
             yield plan
+    yield from (plan for plan in recipe.plans(profile, source.model, calibrated=False, shapes=source.shapes) if plan.scheme == "float16")
+    yield from exact
 
 
 def _instead(source: Source, choice: Choice, accuracy: Accuracy, plan: Plan, *, optimize: bool) -> tuple[Choice, Accuracy]:

@@ -1,6 +1,6 @@
 """Recipes: the ordered passes with their settings, and which are worth trying for a profile.
 
-    plans(profile, calibrated=True, shapes={})        # in the profile's order of preference
+    plans(profile, model, calibrated=True, shapes={})        # in the profile's order of preference
 
 A recipe is a list of steps, `{"pass": name, "settings": {…}}`, which `passes.apply` replays. Which plan becomes the recipe of a
 model is found out by `search`.

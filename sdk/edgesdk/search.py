@@ -169,6 +169,7 @@ class _Search:
         self._tried: list[Candidate] = []
         self._whole: Candidate | None = None  # 8-bit as far as can be, of which there may be parts
         self._cut_at: Callable[[float], Plan | None] = lambda _price: None
+        self._macs: dict[str, int] = {}  # of the model that int8 plans quantize, which is one for all
 
     def attempt(self, plan: Plan, *, price: float = 0.0, speed: Speed | None = None) -> Candidate | None:
         """Build it, and time it unless that is known or it is the float model. None if that very recipe was tried already."""
@@ -181,9 +182,9 @@ class _Search:
                 made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
             if made.scheme == "float32":
                 return self._add(Candidate(made))
-            error = self._tools.error(model)
             if made.scheme == "int8" and (share := self._share(made)) < self._least_share:
                 return self._add(Candidate(made, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
+            error = self._tools.error(model)
             speed = self._tools.race(model) if self._tools.race is not None and speed is None else speed
         except ModelError as failed:
             return self._add(Candidate(plan, price=price, note=str(failed)))
@@ -195,8 +196,8 @@ class _Search:
         if not self._least_share:
             return 1.0
         _, base = self._tools.build(_without_last(plan))
-        macs = self._tools.macs(base)
-        return sum(macs.get(name, 0) for name in _names(plan, base)) / max(sum(macs.values()), 1)
+        self._macs = self._macs or self._tools.macs(base)
+        return sum(self._macs.get(name, 0) for name in _names(plan, base)) / max(sum(self._macs.values()), 1)
 
     def attempt_ranges(self, option: Plan) -> None:
         """An int8 plan with the ranges that disturb the answers least: the usual ones, unless others are clearly better."""
@@ -220,7 +221,11 @@ class _Search:
     def cut(self) -> None:
         """Float and 8-bit regions of what was quantized whole: where that held only the fastest, else one at each price of error."""
         whole, self._whole = self._whole, None
-        if whole is None or len(parts := self._parts(whole.plan)) < 2:
+        if whole is None:
+            return
+        _, base = self._tools.build(_without_last(whole.plan))
+        parts = regions.groups(base, _names(whole.plan, base), most=self._effort.groups)
+        if len(parts) < 2:
             return
         held = [candidate for candidate in self._tried if self._holds(candidate)]
         whole = next(candidate for candidate in self._tried if candidate.plan == whole.plan)
@@ -229,20 +234,15 @@ class _Search:
         prices = self._effort.prices
         if self._holds(whole):
             prices = () if self._tools.race is None else (0.0,)
-        self._cut_at = self._cutter(whole.plan, parts, measured=prices != (0.0,)) if prices else self._cut_at
+        self._cut_at = self._cutter(whole.plan, base, parts, measured=prices != (0.0,)) if prices else self._cut_at
         for price in prices:
             if (plan := self._cut_at(price)) is not None:
                 self.attempt(plan, price=price)
 
-    def _parts(self, plan: Plan) -> list[Group]:
-        _, base = self._tools.build(_without_last(plan))
-        return regions.groups(base, _names(plan, base), most=self._effort.groups)
-
-    def _cutter(self, plan: Plan, parts: list[Group], *, measured: bool) -> Callable[[float], Plan | None]:
+    def _cutter(self, plan: Plan, base: Model, parts: list[Group], *, measured: bool) -> Callable[[float], Plan | None]:
         """What makes the cheapest cut at a price, of parts whose disturbance was measured one by one, if it counts."""
-        _, base = self._tools.build(_without_last(plan))
         _, whole = self._tools.build(plan)
-        names, between = set(_names(plan, base)), regions.links(base, parts)
+        names, between = {name for part in parts for name in part.nodes}, regions.links(base, parts)
         costs = self._tools.costs(base, whole, parts, between)
         alone = [0.0] * len(parts)
         for place, part in enumerate(parts if measured else ()):

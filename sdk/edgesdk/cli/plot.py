@@ -1,5 +1,6 @@
 """What was tried, as a picture: accuracy against latency, a point a candidate."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,10 +18,8 @@ def check(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise ProjectError(f"`{path}` is no picture that can be drawn", f"give a name that ends in {' or '.join(FORMATS)}")
     files.check(path)
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise ProjectError("the picture is drawn by matplotlib, which is not installed", "pip install 'edgesdk[plot]'") from error
+    if find_spec("matplotlib") is None:
+        raise ProjectError("the picture is drawn by matplotlib, which is not installed", "pip install 'edgesdk[plot]'")
 
 
 def draw(packaged: "Packaged", path: Path) -> None:

@@ -81,7 +81,7 @@ def sites(work: Model, names: Iterable[str], *, outputs: bool, float_output: boo
     nodes = {node.name: node for node in work.graph}
     chosen = [nodes[name] for name in names]
     read = {value for node in chosen for value in data_of(node)}
-    return [_site(node, outputs, float_output, read) for node in chosen]
+    return [_site(node, read, outputs=outputs, float_output=float_output) for node in chosen]
 
 
 def tensors(found: Iterable[Site]) -> list[str]:
@@ -142,7 +142,7 @@ def absorbed_by(node: onnx_ir.Node) -> onnx_ir.Node | None:
     return after if all(graph.constant(bound) is not None for bound in after.inputs[1:] if bound is not None) else None
 
 
-def _site(node: onnx_ir.Node, outputs: bool, float_output: bool, read: set[onnx_ir.Value | None]) -> Site:  # noqa: FBT001 (private, and handed through)
+def _site(node: onnx_ir.Node, read: set[onnx_ir.Value | None], *, outputs: bool, float_output: bool) -> Site:
     places = _DATA[node.op_type] or range(len(node.inputs))
     constants = tuple(place for place in places if graph.constant(node.inputs[place]) is not None)
     after = absorbed_by(node)
