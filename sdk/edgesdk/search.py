@@ -9,7 +9,7 @@ between all and nothing; where the budget runs out between two of them, more are
 accuracy back is tried on those that missed. What this module must know it is handed as functions (`Tools`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from edgesdk.regions import Costs, Group, Link
 NOTHING = "there is nothing to quantize"
 _HOPELESS = 2.0  # times the error of one that missed: nobody need score that
 _CLEARLY = 0.9  # times as much: less by more than noise
+_SAFER = 0.5  # times the error of one that did not hold before the judge
 _NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
 MOST_SCORED = 24  # evaluations, whatever there is to try
@@ -83,6 +84,7 @@ CORRECTIONS = (
     Correction("smoothed", after="smooth"),
 )
 THOROUGH = Effort(64, tuple(4.0**power for power in range(-2, 6)), 3, ("mse", *(method for method in METHODS if method != "mse")), CORRECTIONS, 99)
+_CORRECTING = {name for correction in CORRECTIONS for name in correction.settings}
 QUICK = Effort(12, (0.25, 1.0, 4.0), 0, ("mse",), (), 1)
 
 
@@ -120,7 +122,7 @@ class Choice:
     plan: Plan
     model: Model
     tried: tuple[Candidate, ...]
-    others: tuple[Plan, ...] = ()  # if it does not hold before the judge: what disturbs the answers least first
+    others: tuple[Plan, ...] = ()  # if it does not hold before the judge: each disturbs the answers half as much as the one before
 
     @property
     def scored(self) -> int:
@@ -309,9 +311,22 @@ class _Search:
             raise BudgetMissed(*_missed(self._tried, self._max_drop))
         _, model = self._tools.build(best.plan)
         self._progress("try recipes", len(self._tried), len(self._tried))
-        left = [c for c in self._tried if not c.note and c is not best and c.plan.scheme not in ("float32", "float16")]
-        others = tuple(candidate.plan for candidate in sorted(left, key=lambda candidate: candidate.error or 0.0))
-        return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried), others)
+        return Choice(best.plan, model, tuple(replace(c, note="taken") if c is best else c for c in self._tried), tuple(self._safer(best)))
+
+    def _safer(self, failed: Candidate) -> Iterator[Plan]:
+        """The same, corrected; then the fastest that disturbs the answers at most half as much, the fastest that does half of that, and so on.
+
+        Half as much as without corrections: what they win on the calibration samples is what may not hold.
+        """
+        if failed.plan.scheme == "int8" and failed.plan.steps[-1]["settings"].keys().isdisjoint(_CORRECTING):
+            yield from (_corrected(failed.plan, correction) for correction in self._effort.corrections[:1])
+        alike = [c.error for c in self._tried if c.price == failed.price and c.plan.scheme == failed.plan.scheme and c.error is not None]
+        most = _SAFER * max(alike, default=0.0)
+        left = [c for c in self._tried if not c.note and c is not failed and c.plan.scheme not in ("float32", "float16")]
+        for candidate in sorted(left, key=self._rank):
+            if (candidate.error or 0.0) <= most:
+                yield candidate.plan
+                most = _SAFER * (candidate.error or 0.0)
 
     def _score(self, candidate: Candidate) -> Candidate:
         place = self._tried.index(candidate)

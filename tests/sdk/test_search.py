@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -119,6 +120,17 @@ def test_a_standard_error_is_kept_in_reserve_where_possible() -> None:
     close = (0.009, 0, 0, 0, 0, 0, 0, 0, 0)
     assert 0 not in World(drops=close, doubt=0.005).quantized(World(drops=close, doubt=0.005).choose(INT8, FLOAT).model)
     assert World(drops=(0.009 / 9,) * 9, doubt=0.02).choose(INT8).plan.label == "int8"  # where nothing has it, the budget alone decides
+
+
+def test_what_stands_by_disturbs_the_answers_half_as_much_each() -> None:
+    world = World(drops=(0.2, *(0.00001 * 2**place for place in range(8))))
+    effort = Effort(64, (1.0, 300.0, 3e3, 3e4, 3e5), 0, ("minmax",), (Correction("reconstructed", {"reconstruct": True}),), 9)
+    choice = world.choose(INT8, FLOAT, effort=effort)
+    first, *others = choice.others
+    assert first.steps[-1]["settings"] == {**choice.plan.steps[-1]["settings"], "reconstruct": True}
+    errors = [world.error(world.build(plan)[1]) for plan in (choice.plan, *others)]
+    assert others
+    assert all(after <= before / 2 for before, after in pairwise(errors))
 
 
 def test_without_a_measurement_the_options_order_decides() -> None:
