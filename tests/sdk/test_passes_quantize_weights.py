@@ -141,7 +141,13 @@ def test_graphs_without_products_come_back_themselves(model: Model) -> None:
 
 @pytest.mark.parametrize(
     ("how", "said"),
-    [({"bits": 3}, "3 bits"), ({"block_size": 48}, "block of 48"), ({"block_size": 8}, "block of 8"), ({"operators": ["Conv"]}, "`Conv` has no form")],
+    [
+        ({"bits": 3}, "3 bits"),
+        ({"block_size": 48}, "block of 48"),
+        ({"block_size": 8}, "block of 8"),
+        ({"block_size": 2**70}, "none that onnxruntime"),
+        ({"operators": ["Conv"]}, "`Conv` has no form"),
+    ],
 )
 def test_what_onnxruntime_has_no_kernel_for_is_refused(how: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelError, match=said):

@@ -60,6 +60,7 @@ def test_recurrent_models_need_no_samples() -> None:
         ([], "int8 measures ranges on samples"),
         (["--scheme", "weights-int8", "--method", "mse"], "weights-int8 measures no ranges"),
         (["--scheme", "dynamic-int8", "--method", "mse"], "dynamic-int8 measures no ranges"),
+        (["-p", "kria-kv260", "--method", "mse"], "`--method` does not choose"),
         (["--scheme", "float16", "--exclude", "/0/Conv"], "float16 leaves out operators, not nodes"),
         (["--scheme", "dynamic-int8", "--exclude", "/0/Con"], "did you mean `/0/Conv`?"),
     ],

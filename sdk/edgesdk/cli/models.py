@@ -148,14 +148,17 @@ def quantize(
         raise ProjectError(f"there is no method `{method}`", f"there are {', '.join(METHODS)}")
     if method is not None and scheme != "int8":
         raise ProjectError(f"{scheme} measures no ranges for `--method` to choose", "leave it out, or take --scheme int8")
+    target = profiles.find(profile)
+    if method is not None and target.quantization.power_of_two:
+        raise ProjectError(
+            f"`{profile}` wants powers of two, whose positions `--method` does not choose", "leave it out: they are those of least squared error"
+        )
     if exclude and scheme == "float16":
         raise ProjectError("float16 leaves out operators, not nodes: `--exclude` is of the other schemes", "name them as `keep_float32` in your own profile")
     files.check(output, makes_folders=True)
     settings: dict[str, Any] = {key: value for key, value in (("method", method), ("exclude", exclude)) if value}
     with progress() as advance:
-        made, told = packaging.quantize(
-            model, profiles.find(profile), scheme=cast("profiles.Scheme", scheme), samples=calibration, progress=advance, **settings
-        )
+        made, told = packaging.quantize(model, target, scheme=cast("profiles.Scheme", scheme), samples=calibration, progress=advance, **settings)
         graph.save_as(made, output)
     size = told["size_bytes"]
     noise = f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers"

@@ -22,7 +22,7 @@ from edgesdk.passes._tables import quantize_tables
 from edgesdk.passes.remove_unused import remove_unused
 
 OPERATORS = ("MatMul", "Gemm", "Gather")
-LEAST_BLOCK = 16
+LEAST_BLOCK, MOST_BLOCK = 16, 1 << 15
 
 _SHARES = {8: np.ones(1), 4: np.linspace(1.0, 0.6, 17)}  # of a block's range that its scale holds
 
@@ -39,7 +39,7 @@ def quantize_weights(
 ) -> Model:
     """The model with block-wise weights; the very same model if it has none that are constant float32.
 
-    ``block_size`` consecutive weights of a column, a power of two from 16 on, share a scale; not ``symmetric``: a zero point too.
+    ``block_size`` consecutive weights of a column, a power of two from 16 to 32768, share a scale; not ``symmetric``: a zero point too.
     ``accuracy_level`` is onnxruntime's: 4 lets it round activations to int8 by blocks within the product, 0 and 1 do not.
     ``operators`` may hold ``Gather``: tables of embeddings are kept in int8, a scale a row, whatever ``bits`` says. Nodes named in
     ``exclude`` stay as they are. Raises ModelError for settings that onnxruntime has no kernel for.
@@ -120,8 +120,8 @@ def _check(bits: int, block_size: int, operators: Sequence[str]) -> None:
         raise ModelError(f"`{unknown[0]}` has no form with block-wise weights", f"name some of {', '.join(OPERATORS)}")
     if bits not in _SHARES:
         raise ModelError(f"onnxruntime has no kernel for weights of {bits} bits", "take 8 or 4")
-    if block_size < LEAST_BLOCK or block_size & (block_size - 1):
-        raise ModelError(f"a block of {block_size} weights is none that onnxruntime has a kernel for", "take 32 or 128: a power of two from 16 on")
+    if not LEAST_BLOCK <= block_size <= MOST_BLOCK or block_size & (block_size - 1):
+        raise ModelError(f"a block of {block_size} weights is none that onnxruntime has a kernel for", "take 32 or 128: a power of two from 16 to 32768")
 
 
 def _constants(inside: onnx_ir.Graph, product: Product, bits: int, block_size: int, *, symmetric: bool) -> list[onnx_ir.Value]:
