@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 
 from edgesdk import graph, passes
 from edgesdk.errors import ModelError
@@ -49,7 +49,11 @@ def test_each_lossy_pass_keeps_its_promise_on_any_simplified_graph(name: str, ge
 
 
 def keeps_its_promise(name: str, model: Model, feeds: Feeds) -> None:
-    before, expected = graph.to_bytes(model), answers(model, feeds)
+    before = graph.to_bytes(model)
+    try:
+        expected = answers(model, feeds)
+    except ModelError:  # onnxruntime 1.32 itself fails on it, now and then: on what only a branch of an If reads, for one
+        reject()
     for chosen in settings_of(name, feeds):
         try:
             made = apply(name, chosen, model, feeds)
