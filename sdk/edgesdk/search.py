@@ -176,6 +176,8 @@ class _Search:
     def attempt(self, plan: Plan, *, price: float = 0.0, speed: Speed | None = None) -> Candidate | None:
         """Build it, and time it unless that is known or it is the float model. None if that very recipe was tried already."""
         self._progress("try recipes", len(self._tried), 0)
+        if plan.scheme == "int8" and (share := self._share(plan)) < self._least_share:
+            return self._add(Candidate(plan, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
         try:
             made, model = self._tools.build(plan)
             if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
@@ -184,8 +186,6 @@ class _Search:
                 made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
             if made.scheme == "float32":
                 return self._add(Candidate(made))
-            if made.scheme == "int8" and (share := self._share(made)) < self._least_share:
-                return self._add(Candidate(made, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
             error = self._tools.error(model)
             speed = self._tools.race(model) if self._tools.race is not None and speed is None else speed
         except ModelError as failed:
@@ -246,10 +246,10 @@ class _Search:
         _, whole = self._tools.build(plan)
         names, between = {name for part in parts for name in part.nodes}, regions.links(base, parts)
         costs = self._tools.costs(base, whole, parts, between)
-        alone = [0.0] * len(parts)
+        alone, plain = [0.0] * len(parts), _with(plan, {"reconstruct": False}, "")  # which takes a while for each, and tells no more
         for place, part in enumerate(parts if measured else ()):
             self._progress("measure what each part disturbs", place, len(parts))
-            _, model = self._tools.build(_excluding(plan, names - set(part.nodes), ""))
+            _, model = self._tools.build(_excluding(plain, names - set(part.nodes), ""))
             alone[place] = self._tools.error(model)
         gain = sum(max(in_float - in_8_bits, 0.0) for in_float, in_8_bits in zip(costs.float_, costs.int8, strict=True))
 
