@@ -11,7 +11,7 @@ that is not understood reads or answers stays whole, as do the model's inputs an
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,13 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
-from edgesdk.passes._dimension_rules import follow
+from edgesdk.passes._rules_shapes import MOVING, numbers
+from edgesdk.passes._rules_weights import COMPUTING
 from edgesdk.passes._ties import Axis
-from edgesdk.passes._tracing import Kept, Rewrite, Tracing, Use
+from edgesdk.passes._tracing import Kept, NotUnderstoodError, Rewrite, Tracing, Use, where
+
+_RULES = {**COMPUTING, **MOVING}
+_TOLD = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Slice": 2, "Tile": 1}  # the input by which lengths are told, and followed
 
 
 @dataclass(frozen=True)
@@ -120,20 +124,45 @@ def shrink(model: Model, dimensions: Dimensions, removed: Mapping[str, Collectio
 def _traced(model: Model) -> Tracing:
     tracing = Tracing(graph.opset(model))
     for value in model.graph.inputs:
-        rank = 0 if value.shape is None else len(value.shape)
-        reason = f"`{value.name}` is an input of the model"
-        tracing.axes[value] = None if value.shape is None else [tracing.of_shape(value, place, reason) for place in range(rank)]
+        tracing.axes[value] = _of_shape(tracing, value, f"`{value.name}` is an input of the model")
     for node in model.graph:
-        follow(tracing, node)
+        _follow(tracing, node)
         for value in _captured(node):
-            for axis in tracing.axes.get(value) or []:
-                tracing.ties.pin(axis, f"{node.op_type} `{node.name}` reads it inside")
+            tracing.pin([*(tracing.axes.get(value) or ()), *tracing.numbers.get(value, ())], f"{where(node)} reads it inside")
     for value in model.graph.outputs:
-        for axis in (*(tracing.axes.get(value) or ()), *(each for each in tracing.numbers.get(value, ()) if isinstance(each, Axis))):
-            tracing.ties.pin(axis, f"`{value.name}` is an output of the model")
+        tracing.pin([*(tracing.axes.get(value) or ()), *tracing.numbers.get(value, ())], f"`{value.name}` is an output of the model")
     for fold in tracing.folds:
         fold.settle(tracing.ties)
     return tracing
+
+
+def _follow(tracing: Tracing, node: onnx_ir.Node) -> None:
+    """Note the axes of a node's outputs. Where nobody understands the node, all that it reads and answers stays whole."""
+    if all(value is None or value in tracing.derived or graph.constant(value) is not None for value in node.inputs):
+        tracing.derived.update(node.outputs)
+    found = numbers(tracing, node)
+    if found is not None:
+        tracing.numbers[node.outputs[0]] = found
+    made: Sequence[list[Axis] | None]
+    try:
+        if node.domain or node.op_type not in _RULES:
+            raise NotUnderstoodError("is not understood")
+        made, reason = _RULES[node.op_type](tracing, node), f"{where(node)} computes with its length"
+        read = [] if found is not None else [value for place, value in enumerate(node.inputs) if place != _TOLD.get(node.op_type)]
+    except NotUnderstoodError as error:
+        reason, read = f"{where(node)} {error}", list(node.inputs)
+        made = [_of_shape(tracing, value, reason) for value in node.outputs]
+        for place, value in enumerate(node.inputs):
+            if value is not None and (graph.constant(value) is not None or tracing.axes.get(value) is not None):
+                tracing.pin(tracing.given(node, place), reason)
+    for value in read:
+        tracing.pin(tracing.numbers.get(value, ()) if value is not None else (), reason)
+    for value, axes in zip(node.outputs, made, strict=False):
+        tracing.axes[value] = axes
+
+
+def _of_shape(tracing: Tracing, value: onnx_ir.Value, reason: str) -> list[Axis] | None:
+    return None if value.shape is None else [tracing.of_shape(value, place, reason) for place in range(len(value.shape))]
 
 
 def _captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
@@ -182,7 +211,7 @@ def _groups(tracing: Tracing, roots: Array) -> tuple[tuple[Group, ...], dict[str
 
 def _computed_last(tracing: Tracing) -> list[tuple[onnx_ir.Value, list[Axis] | None]]:
     """Tensors in the order of the graph, but last those that depend on no input: nobody calls a bias the first that has the channels."""
-    return sorted(tracing.axes.items(), key=lambda item: item[0] in tracing.constant)
+    return sorted(tracing.axes.items(), key=lambda item: item[0] in tracing.derived)
 
 
 def _group(name: str, axis: int, width: int, tracing: Tracing, roots: Array, units: Array) -> Group:
@@ -214,7 +243,7 @@ def _whole(model: Model, tracing: Tracing, roots: Array, units: Mapping[str, Arr
             if left:
                 reasons = Counter(tracing.ties.reason(root) or "they stay or go together" for root in left)
                 found.append(Whole(tensors[use[0]], len(left), reasons.most_common(1)[0][0]))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _atoms(axis: Axis) -> Array:

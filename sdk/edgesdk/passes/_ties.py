@@ -25,6 +25,10 @@ class Axis:
     def length(self) -> int | None:
         return None if self.atoms is None else len(self.atoms)
 
+    def at(self, indices: "Array | slice") -> "Axis":
+        """Of these indices of it, as Gather or Slice take them."""
+        return self if self.atoms is None else Axis(self.atoms[indices])
+
 
 class Ties:
     """The atoms given out so far, what is tied to what, and why some are pinned."""

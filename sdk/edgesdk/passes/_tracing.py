@@ -1,7 +1,7 @@
 """What the rules of the operators know while a graph's axes are followed from its inputs to its outputs."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -17,7 +17,10 @@ Kept = Callable[[Axis], Array]  # which of an axis' indices stay, as truths
 Rewrite = Callable[[onnx_ir.Node, Kept], None]  # what a node of the smaller model writes down otherwise
 Number = int | Axis | None  # what a tensor of lengths holds: this number, the length of that axis, or nobody knows
 Entries = list[Number]
+Size = tuple[int, Counter[Axis]]  # a product of numbers and unknown lengths
+Rule = Callable[["Tracing", onnx_ir.Node], list[list[Axis]]]  # the axes of a node's outputs, from those of its inputs
 
+ALONE = "there is one alone"
 _MOST_NUMBERS = 16  # a longer tensor of integers is not one of lengths
 
 
@@ -32,15 +35,16 @@ class Tracing:
     opset: int
     ties: Ties = field(default_factory=Ties)
     axes: dict[onnx_ir.Value, list[Axis] | None] = field(default_factory=dict)  # None: not even their number is known
-    constant: set[onnx_ir.Value] = field(default_factory=set)  # tensors that nodes make of constants alone
     constants: dict[Use, list[Axis]] = field(default_factory=dict)
+    derived: set[onnx_ir.Value] = field(default_factory=set)  # tensors that nodes make of constants alone
     numbers: dict[onnx_ir.Value, Entries] = field(default_factory=dict)
     makers: dict[Use, set[int]] = field(default_factory=dict)  # along which axes a constant makes channels
-    readers: dict[Use, set[int]] = field(default_factory=dict)  # … and contracts over them
-    mixes: list[tuple[Axis, str]] = field(default_factory=list)
+    readers: dict[Use, set[int]] = field(default_factory=dict)  # … and sums over them
+    mixes: list[tuple[Axis, str]] = field(default_factory=list)  # an axis along which the node of that name computes without weights
     rewrites: dict[str, list[Rewrite]] = field(default_factory=dict)
     folds: list["Fold"] = field(default_factory=list)
-    _unknown: dict[str, Axis] = field(default_factory=dict)
+    factors: dict[Axis, Size] = field(default_factory=dict)  # of unknown lengths that are products of others
+    _named: dict[str, Axis] = field(default_factory=dict)
     _shared: dict[onnx_ir.Value, list[Axis]] = field(default_factory=dict)
 
     def given(self, node: onnx_ir.Node, place: int) -> list[Axis]:
@@ -54,54 +58,29 @@ class Tracing:
             raise NotUnderstoodError("is given a tensor of unknown rank")
         return axes
 
-    def has(self, node: onnx_ir.Node, place: int) -> bool:
-        return place < len(node.inputs) and node.inputs[place] is not None
+    def pin(self, axes: Iterable[Number], reason: str) -> None:
+        """These axes, where they are some, stay whole."""
+        for axis in axes:
+            if isinstance(axis, Axis):
+                self.ties.pin(axis, reason)
 
     def maker(self, node: onnx_ir.Node, place: int, axis: int) -> None:
-        """That input's constant makes the channels that lie along this axis."""
+        """That input makes the channels that lie along this axis, if it is constant."""
         if (str(node.name), place) in self.constants:
             self.makers.setdefault((str(node.name), place), set()).add(axis)
 
-    def reader(self, node: onnx_ir.Node, place: int, axis: int, contracted: Axis) -> None:
-        """That input contracts over the channels along this axis: by weights, if it is constant."""
+    def reader(self, node: onnx_ir.Node, place: int, axis: int, channels: Axis) -> None:
+        """That input holds the weights, along this axis, with which the node sums over the channels."""
         if (str(node.name), place) in self.constants:
             self.readers.setdefault((str(node.name), place), set()).add(axis)
         else:
-            self.mixes.append((contracted, str(node.name)))
+            self.mixes.append((channels, str(node.name)))
 
     def rewrite(self, node: onnx_ir.Node, how: Rewrite) -> None:
         self.rewrites.setdefault(str(node.name), []).append(how)
 
-    def of_shape(self, value: onnx_ir.Value, place: int, reason: str) -> Axis:
-        """An axis of which only inference knows; it stays as long as it is."""
-        length: object = value.shape[place] if value.shape is not None and place < len(value.shape) else None
-        if isinstance(length, int):
-            return self.ties.fixed(length, reason)
-        name = getattr(length, "value", None)
-        return self._unknown.setdefault(name, Axis(None)) if name else Axis(None)
-
-    def entries(self, node: onnx_ir.Node, place: int) -> Entries | None:
-        """The numbers of an input that holds a few integers; None if it does not."""
-        value = node.inputs[place] if place < len(node.inputs) else None
-        array = graph.constant(value)
-        if array is None:
-            return None if value is None else self.numbers.get(value)
-        return [int(number) for number in array.reshape(-1)] if array.dtype.kind == "i" and array.size <= _MOST_NUMBERS else None
-
-    def integers(self, node: onnx_ir.Node, place: int, name: str) -> list[int] | None:
-        """What older opsets have as an attribute and newer ones as an input; None where there is neither. Raises NotUnderstoodError if it is computed."""
-        if name in node.attributes:
-            return list(node.attributes[name].as_ints())
-        if not self.has(node, place):
-            return None
-        found = self.entries(node, place)
-        if found is None or not all(isinstance(number, int) for number in found):
-            raise NotUnderstoodError(f"is given its {name} by what the graph computes")
-        return [number for number in found if isinstance(number, int)]
-
     def write_lengths(self, node: onnx_ir.Node, place: int, lengths: Mapping[int, Axis]) -> None:
-        """Those entries of an input are literally the lengths of these axes."""
-
+        """Those entries of an input are, literally, the lengths of these axes."""
         count = len(self.entries(node, place) or [])
 
         def rewritten(node: onnx_ir.Node, kept: Kept) -> None:
@@ -110,16 +89,111 @@ class Tracing:
         if lengths:
             self.rewrite(node, rewritten)
 
+    def of_shape(self, value: onnx_ir.Value, place: int, reason: str) -> Axis:
+        """An axis of which only inference knows; it stays as long as it is."""
+        length: object = value.shape[place] if value.shape is not None and place < len(value.shape) else None
+        if isinstance(length, int) and length >= 0:
+            return self.ties.fixed(length, reason)
+        name = getattr(length, "value", None)
+        return self._named.setdefault(name, Axis(None)) if name else Axis(None)
+
+    def entries(self, node: onnx_ir.Node, place: int) -> Entries | None:
+        """The numbers of an input that holds a few integers; None if it does not, or nobody knows."""
+        value = node.inputs[place] if place < len(node.inputs) else None
+        array = graph.constant(value)
+        if value is None or array is None:
+            return None if value is None else self.numbers.get(value)
+        return [int(number) for number in array.reshape(-1)] if array.dtype.kind == "i" and array.ndim < 2 and array.size <= _MOST_NUMBERS else None
+
+    def integers(self, node: onnx_ir.Node, place: int, name: str) -> list[int] | None:
+        """What older opsets have as an attribute and newer ones as an input; None if there is neither. Raises NotUnderstoodError if it is computed."""
+        if name in node.attributes:
+            return list(node.attributes[name].as_ints())
+        if not has(node, place):
+            return None
+        found = [number for number in self.entries(node, place) or [None] if isinstance(number, int)]
+        if len(found) != len(self.entries(node, place) or [None]):
+            raise NotUnderstoodError(f"is told its {name} by what the graph computes")
+        return found
+
+    def broadcast(self, shapes: Sequence[list[Axis]], node: onnx_ir.Node) -> list[Axis]:
+        """The axes of what a node computes number by number from tensors of these."""
+        rank = max(map(len, shapes))
+        aligned = [[*(None for _ in range(rank - len(axes))), *(None if axis.length == 1 else axis for axis in axes)] for axes in shapes]
+        return [self.together([axis for axis in there if axis is not None], node, place) for place, there in enumerate(zip(*aligned, strict=True))]
+
+    def together(self, axes: Sequence[Axis], node: onnx_ir.Node, place: int) -> Axis:
+        """The axis that these, tied, become in the first output of a node."""
+        if not axes:
+            return self.ties.fixed(1, ALONE)
+        first = next((axis for axis in axes if axis.length is not None), None)
+        if first is None:
+            return axes[0] if all(axis is axes[0] for axis in axes) else self.of_shape(node.outputs[0], place, where(node))
+        for axis in axes:
+            self.ties.tie(first, axis, where(node))
+        return first
+
+    def size(self, axis: Axis) -> Size:
+        return self.factors.get(axis, (axis.length, Counter()) if axis.length is not None else (1, Counter([axis])))
+
     def _of_constant(self, node: onnx_ir.Node, place: int, value: onnx_ir.Value, array: Array) -> list[Axis]:
-        """Weights that several nodes read are cut for all of them; a vector, shared for its numbers alone, for each as that needs."""
+        """Weights that several nodes read are cut for all of them; a vector, shared perhaps for its numbers alone, for each as that needs."""
         use = (str(node.name), place)
         if use not in self.constants:
             narrow = sum(length > 1 for length in array.shape) <= 1
             shared = None if narrow else self._shared.get(value)
-            self.constants[use] = shared or [self.ties.axis(length) if length > 1 else self.ties.fixed(length, "there is one alone") for length in array.shape]
+            self.constants[use] = shared or [self.ties.axis(length) if length > 1 else self.ties.fixed(length, ALONE) for length in array.shape]
             if not narrow:
                 self._shared[value] = self.constants[use]
         return self.constants[use]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Axes that a node folds into others, of the same numbers in the same order: no unknown lengths, none of 1, several on one side at least."""
+
+    before: list[Axis]
+    after: list[Axis]
+    where: str
+
+    def settle(self, ties: Ties) -> None:
+        """Choose the axis, or part of one, that lies whole on both sides and whose indices may go: the outermost there is. The others stay."""
+        sides = _strided(self.before), _strided(self.after)
+        chosen: list[Axis] = []
+        for length, stride in self._candidates(sides):
+            carriers = [found for side in sides if (found := _carrier(side, length, stride)) is not None and ties.is_free(found[0])]
+            if len(carriers) == 2:
+                units = ties.axis(length)
+                for axis, within in carriers:
+                    ties.tie(axis, units.at(np.arange(axis.length or 0) // within % length), self.where)
+                chosen = [axis for axis, _ in carriers]
+                break
+        for axis in (*self.before, *self.after):
+            if not any(axis is each for each in chosen):
+                ties.pin(axis, f"{self.where} folds it with others")
+
+    def _candidates(self, sides: tuple[list["_Strided"], list["_Strided"]]) -> list[tuple[int, int]]:
+        """Lengths and strides in the index over all, the outermost first."""
+        total = prod(length for _, length, _ in sides[0])
+        outer = int(np.gcd(sides[0][0][1], sides[1][0][1]))
+        found = {(outer, total // outer)} | {(length, stride) for side in sides for _, length, stride in side}
+        return sorted((each for each in found if each[0] > 1), key=lambda each: (-each[0] * each[1], -each[1]))
+
+
+_Strided = tuple[Axis, int, int]  # with its length, and its stride in the index over all axes of a side
+
+
+def _strided(axes: Sequence[Axis]) -> list[_Strided]:
+    lengths = [axis.length or 0 for axis in axes]
+    return [(axis, length, prod(lengths[place + 1 :])) for place, (axis, length) in enumerate(zip(axes, lengths, strict=True))]
+
+
+def _carrier(side: list[_Strided], length: int, stride: int) -> tuple[Axis, int] | None:
+    """The axis that alone decides (index // stride) % length, and how many of its indices after one another do so alike."""
+    for axis, along, each in side:
+        if stride % each == 0 and (each * along) % (stride * length) == 0:
+            return axis, stride // each
+    return None
 
 
 def add_to(node: onnx_ir.Node, place: int, changes: Sequence[int]) -> None:
@@ -132,72 +206,38 @@ def add_to(node: onnx_ir.Node, place: int, changes: Sequence[int]) -> None:
     if array is not None:
         node.replace_input_with(place, graph.add_constant(inside, f"{value.name}_pruned", array + np.array(changes, array.dtype).reshape(array.shape)))
         return
-    more = graph.add_constant(inside, f"{value.name}_less", np.array(changes, np.int64))
-    added = onnx_ir.node("Add", [value, more], name=graph.fresh(inside, f"{node.name}_lengths"))
+    less = graph.add_constant(inside, f"{value.name}_less", np.array(changes, np.int64))
+    added = onnx_ir.node("Add", [value, less], name=graph.fresh(inside, f"{node.name}_lengths"))
     added.outputs[0].name = graph.fresh(inside, f"{value.name}_pruned")
     inside.insert_before(node, added)
     node.replace_input_with(place, added.outputs[0])
 
 
-@dataclass(frozen=True)
-class Fold:
-    """A Reshape of some axes into others, in the same order: all of static length, none of 1, more than one on one side."""
-
-    before: list[Axis]
-    after: list[Axis]
-    where: str
-
-    def settle(self, ties: Ties) -> None:
-        """Choose the axis, or part of one, that lies whole on both sides and whose indices may go: the outermost there is. The others stay."""
-        sides = _strided(self.before), _strided(self.after)
-        for length, stride in self._candidates(sides):
-            carriers = [_carrier(side, length, stride) for side in sides]
-            if all(carrier is not None and ties.is_free(carrier[0]) for carrier in carriers):
-                break
-        else:
-            carriers, length = [None, None], 1
-        units = ties.axis(length)
-        for carrier in carriers:
-            if carrier is not None:
-                axis, within = carrier
-                assert axis.atoms is not None and units.atoms is not None
-                ties.tie(axis, Axis(units.atoms[np.arange(len(axis.atoms)) // within % length]), self.where)
-        chosen = [carrier[0] for carrier in carriers if carrier is not None]
-        for axis in (*self.before, *self.after):
-            if not any(axis is each for each in chosen):
-                ties.pin(axis, f"{self.where} folds it with others")
-
-    def _candidates(self, sides: tuple[list[tuple[Axis, int, int]], list[tuple[Axis, int, int]]]) -> list[tuple[int, int]]:
-        """Lengths and strides in the folded index, the outermost first."""
-        total = prod(length for _, length, _ in sides[0])
-        outer = int(np.gcd(sides[0][0][1], sides[1][0][1]))
-        found = {(outer, total // outer)} | {(length, stride) for side in sides for _, length, stride in side}
-        return sorted((each for each in found if each[0] > 1), key=lambda each: (-each[0] * each[1], -each[1]))
-
-
-def _strided(axes: Sequence[Axis]) -> list[tuple[Axis, int, int]]:
-    """Each with its length, and its stride in the index over all."""
-    lengths = [axis.length or 0 for axis in axes]
-    return [(axis, length, prod(lengths[place + 1 :])) for place, (axis, length) in enumerate(zip(axes, lengths, strict=True))]
-
-
-def _carrier(side: list[tuple[Axis, int, int]], length: int, stride: int) -> tuple[Axis, int] | None:
-    """The axis that alone decides (index // stride) % length, and how many of its indices after one another do so alike."""
-    for axis, along, each in side:
-        if stride % each == 0 and (each * along) % (stride * length) == 0:
-            return axis, stride // each
-    return None
-
-
-Size = tuple[int, Counter[int]]  # a product of numbers and, by identity, of unknown lengths
-
-
-def size(axis: Axis) -> Size:
-    return (axis.length, Counter()) if axis.length is not None else (1, Counter([id(axis)]))
-
-
 def product(sizes: Sequence[Size]) -> Size:
-    unknown: Counter[int] = Counter()
+    unknown: Counter[Axis] = Counter()
     for _, each in sizes:
         unknown.update(each)
     return prod(number for number, _ in sizes), unknown
+
+
+def has(node: onnx_ir.Node, place: int) -> bool:
+    return place < len(node.inputs) and node.inputs[place] is not None
+
+
+def where(node: onnx_ir.Node) -> str:
+    return f"{graph.qualified(node)} `{node.name}`"
+
+
+def integer(node: onnx_ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def text(node: onnx_ir.Node, name: str, default: str) -> str:
+    return node.attributes[name].as_string() if name in node.attributes else default
+
+
+def known(axis: Axis) -> Array:
+    """The atoms of an axis. Raises NotUnderstoodError where nobody knows how many there are."""
+    if axis.atoms is None:
+        raise NotUnderstoodError("is given channels whose number is not known")
+    return axis.atoms
