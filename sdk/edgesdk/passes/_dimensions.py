@@ -68,11 +68,11 @@ class Dimensions:
 
     groups: tuple[Group, ...]
     whole: tuple[Whole, ...]
-    _roots: Array  # the class of each atom
-    _units: dict[str, Array]  # of each group, the classes of its units
-    _axes: dict[str, tuple[Axis, ...]]  # of each tensor that nodes make
-    _constants: dict[Use, list[Axis]]
-    _rewrites: dict[str, list[Rewrite]]
+    roots: Array  # the class of each atom
+    units: dict[str, Array]  # of each group, the classes of its units
+    axes: dict[str, tuple[Axis, ...]]  # of each tensor that nodes make
+    constants: dict[Use, list[Axis]]
+    rewrites: dict[str, list[Rewrite]]
 
 
 def analyse(model: Model) -> Dimensions:
@@ -85,11 +85,11 @@ def analyse(model: Model) -> Dimensions:
     return Dimensions(
         groups=groups,
         whole=_whole(known, tracing, roots, units),
-        _roots=roots,
-        _units=units,
-        _axes={str(value.name): tuple(axes) for value, axes in tracing.axes.items() if axes is not None},
-        _constants=tracing.constants,
-        _rewrites=tracing.rewrites,
+        roots=roots,
+        units=units,
+        axes={str(value.name): tuple(axes) for value, axes in tracing.axes.items() if axes is not None},
+        constants=tracing.constants,
+        rewrites=tracing.rewrites,
     )
 
 
@@ -98,25 +98,25 @@ def shrink(model: Model, dimensions: Dimensions, removed: Mapping[str, Collectio
 
     Nodes, tensors, inputs and outputs keep their names, inputs and outputs their shapes.
     """
-    gone = np.zeros(len(dimensions._roots), bool)
+    gone = np.zeros(len(dimensions.roots), bool)
     for name, units in removed.items():
         chosen = sorted(set(units))
-        if len(chosen) >= len(dimensions._units[name]):
+        if len(chosen) >= len(dimensions.units[name]):
             raise ModelError(f"all channels of `{name}` would go", "leave at least one")
-        gone[dimensions._units[name][chosen]] = True
-    kept_atoms = ~gone[dimensions._roots]
+        gone[dimensions.units[name][chosen]] = True
+    kept_atoms = ~gone[dimensions.roots]
     smaller = graph.clone(model)
 
     def kept(axis: Axis) -> Array:
         return kept_atoms[axis.atoms] if axis.atoms is not None else np.ones(0, bool)
 
     nodes = {str(node.name): node for node in smaller.graph}
-    _cut(smaller, nodes, dimensions._constants, kept)
-    for name, rewrites in dimensions._rewrites.items():
+    _cut(smaller, nodes, dimensions.constants, kept)
+    for name, rewrites in dimensions.rewrites.items():
         for rewrite in rewrites:
             rewrite(nodes[name], kept)
     for value in (value for node in smaller.graph for value in node.outputs):
-        if not value.is_graph_output() and not all(kept(axis).all() for axis in dimensions._axes.get(str(value.name), ())):
+        if not value.is_graph_output() and not all(kept(axis).all() for axis in dimensions.axes.get(str(value.name), ())):
             value.shape = None
     return smaller
 
