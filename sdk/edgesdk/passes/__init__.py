@@ -25,6 +25,8 @@ from edgesdk.passes.lift_constants import lift_constants
 from edgesdk.passes.merge_convolutions import merge_convolutions
 from edgesdk.passes.merge_duplicates import merge_duplicates
 from edgesdk.passes.pad_channels import pad_channels
+from edgesdk.passes.prune import prune
+from edgesdk.passes.prune_two_of_four import prune_two_of_four
 from edgesdk.passes.quantize import Scheme, quantize
 from edgesdk.passes.quantize_dynamic import quantize_dynamic
 from edgesdk.passes.quantize_weights import quantize_weights
@@ -58,6 +60,8 @@ __all__ = [
     "merge_convolutions",
     "merge_duplicates",
     "pad_channels",
+    "prune",
+    "prune_two_of_four",
     "quantize",
     "quantize_dynamic",
     "quantize_weights",
@@ -96,6 +100,8 @@ PASSES: dict[str, Callable[..., Model]] = {
     "merge_duplicates": merge_duplicates,
     "remove_unused": remove_unused,
     "rewrite_for_dpu": rewrite_for_dpu,
+    "prune": prune,
+    "prune_two_of_four": prune_two_of_four,
     "equalize": equalize,
     "smooth": smooth,
     "quantize": quantize,
@@ -104,7 +110,7 @@ PASSES: dict[str, Callable[..., Model]] = {
     "to_float16": to_float16,
 }
 
-NEEDS_SAMPLES = frozenset({"quantize", "smooth"})
+NEEDS_SAMPLES = frozenset({"prune", "prune_two_of_four", "quantize", "smooth"})
 
 _SETTINGS: dict[str, Callable[..., Any]] = {**PASSES, "quantize": Scheme}  # whose keywords a step may set
 
