@@ -72,11 +72,14 @@ def _prune(pair: Pair, *, sparse: bool) -> None:
 
 
 def _found(problem: Problem, fours: Array | None) -> Array | None:
-    """The weights, as sparse as they are, or with two of each of the fours; None where float32 holds no answer."""
+    """The weights, as sparse as they are, or with two of each of the fours; None where the numbers do not allow it."""
     if not problem.finite:
         return None
     damped = problem.damped()
-    chosen = damped.weight if fours is None else _descended(damped, _column_by_column(damped, fours), fours)
+    try:
+        chosen = damped.weight if fours is None else _descended(damped, _column_by_column(damped, fours), fours)
+    except np.linalg.LinAlgError:  # rounding left of the moments what no numbers have: means a thousand times the deviations from them
+        return None
     found = solve(damped, chosen != 0, chosen)
     numbers = np.concatenate([found.ravel(), problem.shift(found)])
     return found if (np.abs(numbers) < np.finfo(np.float32).max).all() else None
