@@ -129,10 +129,11 @@ def _dense(net: Network) -> None:
         net.activate()
         net.add("Concat", x, net.last, axis=1)
         net.shapes[net.last] = (count + more, *sides)  # type: ignore[assignment]
-    if net.pick(1):
+    normalized = net.pick(1)
+    if normalized:
         net.norm()
         net.activate()
-    net.conv(6, 1 + 2 * net.pick(1))
+    net.conv(6, 1 if normalized else 3)  # what is padded beside a number that is not zero is not the same everywhere
 
 
 def _inverted(net: Network) -> None:

@@ -11,6 +11,7 @@ from edgesdk import graph
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._dimensions import Dimensions, analyse, shrink
 from edgesdk.passes.remove_dead_channels import remove_dead_channels
+from tests.sdk.generated import Generated, graphs
 from tests.sdk.prunable import IMAGE_BLOCKS, SEQUENCE_BLOCKS, Prunable, networks
 from tests.sdk.small_models import GRAPHS, answers
 from tests.sdk.test_passes_generated import QUICKLY
@@ -30,6 +31,13 @@ def test_any_units_of_any_network_go(network: Prunable, seed: int) -> None:
 @given(network=networks())
 def test_dead_channels_of_any_network_go(network: Prunable) -> None:
     dead_channels_go(network)
+
+
+@pytest.mark.slow
+@settings(QUICKLY, max_examples=GRAPHS)
+@given(generated=graphs(), seed=st.integers(0, 1000))
+def test_any_units_of_any_odd_graph_go(generated: Generated, seed: int) -> None:
+    some_units_go(Prunable(generated.model, generated.feeds, generated.feeds, planted=0), seed)
 
 
 @settings(QUICKLY, max_examples=5)
@@ -53,7 +61,7 @@ def some_units_go(network: Prunable, seed: int) -> None:
     smaller = shrink(model, dimensions, {name: units.tolist() for name, units in removed.items()})
     assert graph.to_bytes(model) == before, "the model given was changed"
     graph.check(smaller)
-    assert any(len(units) for units in removed.values()) == (graph.describe(smaller).parameters < graph.describe(model).parameters)
+    assert any(len(units) for units in removed.values()) == (numbers_read(smaller) < numbers_read(model))
     exact = not any(group.mixes and len(removed[group.name]) for group in dimensions.groups)
     unread = without_readers(model, dimensions, removed)
     for feeds in (network.feeds, network.others):
@@ -64,9 +72,14 @@ def dead_channels_go(network: Prunable) -> None:
     slim = remove_dead_channels(network.model)
     graph.check(slim)
     if network.planted:
-        assert graph.describe(slim).parameters < graph.describe(network.model).parameters
+        assert numbers_read(slim) < numbers_read(network.model)
     for feeds in (network.feeds, network.others):
         assert_alike(slim, network.model, feeds)
+
+
+def numbers_read(model: Model) -> int:
+    """By all nodes, of constants: what two of them share counts twice, since it may not be shared any more."""
+    return sum(array.size for node in model.graph for value in node.inputs if (array := graph.constant(value)) is not None)
 
 
 def without_readers(model: Model, dimensions: Dimensions, removed: Mapping[str, Array]) -> Model:
@@ -79,8 +92,8 @@ def without_readers(model: Model, dimensions: Dimensions, removed: Mapping[str, 
             weight = graph.constant(node.inputs[reader.place])
             assert weight is not None
             stays = np.isin(reader.units, removed[group.name], invert=True)
-            masked = weight * stays.reshape([-1 if axis == reader.axis else 1 for axis in range(weight.ndim)])
-            node.replace_input_with(reader.place, graph.add_constant(unread.graph, "masked", masked.astype(weight.dtype)))
+            masked = np.where(stays.reshape([-1 if axis == reader.axis else 1 for axis in range(weight.ndim)]), weight, weight.dtype.type(0))
+            node.replace_input_with(reader.place, graph.add_constant(unread.graph, "masked", masked))
     return unread
 
 
@@ -88,5 +101,6 @@ def assert_alike(model: Model, other: Model, feeds: Feeds, *, numbers: bool = Tr
     found, expected = answers(model, feeds), answers(other, feeds)
     for name, array in expected.items():
         assert found[name].shape == array.shape
-        if numbers:
-            np.testing.assert_allclose(found[name], array, rtol=1e-3, atol=1e-4 * max(float(np.abs(array).max()), 1e-3), err_msg=name)
+        finite = np.isfinite(array)  # what is not may come of what has gone
+        if numbers and finite.any():
+            np.testing.assert_allclose(found[name][finite], array[finite], rtol=1e-3, atol=1e-4 * max(float(np.abs(array[finite]).max()), 1e-3), err_msg=name)

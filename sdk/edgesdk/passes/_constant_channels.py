@@ -17,13 +17,14 @@ _MAY_OVERFLOW = {"Acos", "Acosh", "Asin", "Atanh", "Cosh", "Div", "Exp", "If", "
 _MAY_OVERFLOW |= {"ReduceLogSum", "ReduceLogSumExp", "ReduceProd", "Scan", "Sinh", "Sqrt", "Tan"}
 _MOVING = {"Concat", "DepthToSpace", "Dropout", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile"}
 _MOVING |= {"GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceMin", "Transpose", "Unsqueeze"}
-_ZERO_OF_ZEROS = {"AveragePool", "Celu", "Ceil", "Elu", "Erf", "Floor", "Gelu", "GlobalLpPool", "LpPool", "Mish", "Pad", "ReduceL1", "ReduceL2", "ReduceSum"}
+_ZERO_OF_ZEROS = {"AveragePool", "Celu", "Ceil", "Erf", "Floor", "Gelu", "GlobalLpPool", "LpPool", "Mish", "Pad", "ReduceL1", "ReduceL2", "ReduceSum"}
 _ZERO_OF_ZEROS |= {"ReduceSumSquare", "Resize", "Round", "Selu", "Sign", "Sin", "Softsign", "Swish"}
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _GATED = ("LSTM", "GRU", "RNN")
 _OF_ONE: dict[str, Callable[[float, onnx_ir.Node], float]] = {
     "Relu": lambda x, _node: max(x, 0),
     "LeakyRelu": lambda x, node: x if x > 0 else x * _number(node, "alpha", 0.01),
+    "Elu": lambda x, node: x if x > 0 else np.expm1(x) * _number(node, "alpha", 1.0),
     "Sigmoid": lambda x, _node: 1 / (1 + np.exp(-x)),
     "HardSigmoid": lambda x, node: min(max(_number(node, "alpha", 0.2) * x + _number(node, "beta", 0.5), 0), 1),
     "HardSwish": lambda x, _node: x * min(max(x / 6 + 0.5, 0), 1),
