@@ -174,6 +174,12 @@ def _excite(net: Network) -> None:
     net.shapes[net.last] = shape
 
 
+def _gated(net: Network) -> None:
+    net.conv(6)
+    _excite(net)
+    net.conv(4)
+
+
 def _u_shape(net: Network) -> None:
     x, (count, *sides) = net.last, net.shapes[net.last]
     if not net.free and min(sides) < 2:
@@ -204,7 +210,9 @@ def _shared(net: Network) -> None:
     """One Conv's weights for two tensors, as in a siamese network or a detector's heads."""
     x, shape = net.last, net.shapes[net.last]
     count = 4 + net.pick(4)
-    one, other = net.conv(count, 3), (net.at(x), net.conv(count, 3))[1]
+    one = net.conv(count, 3)
+    net.at(x)
+    other = net.conv(count, 3)
     weight = net.some(5, count, 1, 1)
     if net.plant:
         weight[:, net.dead(count)] = 0
@@ -281,7 +289,7 @@ def _transposed(net: Network) -> None:
     net.activate()
     bias = [net.constant(net.some(group * each))] if net.pick(1) else []
     net.add("ConvTranspose", net.last, net.constant(net.some(count, each, 3, 3)), *bias, group=group, pads=[1] * 4)
-    net.shapes[net.last] = (group * each, *sides)  # type: ignore[assignment]
+    net.shapes[net.last] = (group * each, *sides)
     net.conv(5)
 
 
@@ -336,7 +344,7 @@ IMAGE_BLOCKS: dict[str, Callable[[Network], None]] = {
     "projection": _projection,
     "dense": _dense,
     "inverted bottleneck": _inverted,
-    "squeeze and excite": lambda net: (net.conv(6), _excite(net), net.conv(4), None)[-1],
+    "squeeze and excite": _gated,
     "u-net": _u_shape,
     "shared weights": _shared,
     "grouped": _grouped,

@@ -9,6 +9,7 @@ from edgesdk import graph
 from edgesdk.graph import Array, Model
 from edgesdk.passes._dimensions import Dimensions
 from edgesdk.passes._linear import reads_all_alike
+from edgesdk.passes._ties import Axis
 from edgesdk.passes._tracing import integer
 
 Known = Mapping[int, float]  # by the class of channels, what all their numbers are
@@ -52,13 +53,14 @@ class ConstantChannels:
         self._dimensions = dimensions
         self._units = {int(root) for roots in dimensions.units.values() for root in roots}
         self._known: dict[onnx_ir.Value, Known] = {}
+        self._classes_of: dict[onnx_ir.Value, set[int]] = {}
         self._finite: set[onnx_ir.Value] = set(model.graph.inputs)
         for node in model.graph:
             safe = not node.domain and (node.op_type not in _MAY_OVERFLOW or (node.op_type == "Div" and _is_nowhere_zero(node.inputs[1])))
             if safe and all(value is None or self.is_finite(value) for value in node.inputs):
                 self._finite.update(node.outputs)
                 for value in node.outputs if node.op_type in ("Split", *_GATED) else node.outputs[:1]:
-                    found = {root: self._computed(node, root) for root in self._classes(value)}
+                    found = {root: self._computed(node, root) for root in sorted(self._classes(value) & self._candidates(node))}
                     self._known[value] = {root: number for root, number in found.items() if number is not None and np.isfinite(number)}
 
     def known(self, value: onnx_ir.Value | None) -> Known:
@@ -70,7 +72,24 @@ class ConstantChannels:
 
     def _classes(self, value: onnx_ir.Value) -> set[int]:
         axes = self._dimensions.axes.get(str(value.name), ())
-        return {root for axis in axes if axis.atoms is not None for root in self._dimensions.roots[axis.atoms].tolist() if root in self._units}
+        if value not in self._classes_of:
+            self._classes_of[value] = {root for axis in axes for root in self._roots(axis) if root in self._units}
+        return self._classes_of[value]
+
+    def _roots(self, axis: Axis) -> list[int]:
+        return [] if axis.atoms is None else list(self._dimensions.roots[axis.atoms].tolist())
+
+    def _candidates(self, node: onnx_ir.Node) -> set[int]:
+        """The classes of which something may be known: something was, or some weights are zero."""
+        found = {root for value in node.inputs for root in self.known(value)}
+        for place, value in enumerate(node.inputs) if node.op_type in (*_WEIGHTED, *_GATED, "BatchNormalization") else ():
+            array = graph.constant(value)
+            for axis, each in enumerate(self._dimensions.constants.get((str(node.name), place), ())):
+                if array is not None:
+                    found.update(
+                        root for root, part in zip(self._roots(each), np.moveaxis(array, axis, 0), strict=True) if node.op_type in _GATED or not part.any()
+                    )
+        return found
 
     def _computed(self, node: onnx_ir.Node, root: int) -> float | None:
         """What all numbers of the class are that a node of finite inputs answers."""
@@ -130,30 +149,23 @@ class ConstantChannels:
         """The bias, where all weights are zero, or all that the weights of a depthwise Conv meet."""
         weight = graph.constant(node.inputs[1])
         assert weight is not None
-        turned = node.op_type == "ConvTranspose" or (node.op_type == "Gemm" and not integer(node, "transB", 0))
-        axis = weight.ndim - 1 if node.op_type == "MatMul" else int(turned)
-        grouped = integer(node, "group", 1) > 1
-        if node.op_type == "ConvTranspose" and grouped:
-            if weight.shape[0] != node.attributes["group"].as_int():
-                return None
-            axis = 0
-        if node.op_type == "MatMul" and not self._along(node, axis, root):
+        group, turned = integer(node, "group", 1), node.op_type == "ConvTranspose"
+        depthwise = group > 1 and (weight.shape[0] == group if turned else weight.shape[1] == 1)
+        if (node.op_type == "MatMul" and weight.ndim < 2) or (turned and group > 1 and not depthwise):
             return None
-        rows = self._part(node, 1, root, axis)
+        along = {"MatMul": weight.ndim - 1, "Gemm": 1 - integer(node, "transB", 0), "ConvTranspose": int(not depthwise)}.get(node.op_type, 0)
+        rows = self._part(node, 1, root, along)
         bias = self._number(node, 2, root) if len(node.inputs) > 2 and node.inputs[2] is not None else 0.0
         if bias is None or not rows.size:
             return None
         bias *= _number(node, "beta", 1.0) if node.op_type == "Gemm" else 1.0
         given = self.known(node.inputs[0]).get(root)
-        if not rows.any() or (given == 0 and weight.shape[axis] == integer(node, "group", 1)):
+        if not rows.any() or (depthwise and given == 0):
             return bias
-        if not grouped or turned or weight.shape[1] != 1 or given is None or (given != 0 and not reads_all_alike(node)):
+        if not depthwise or turned or given is None or not reads_all_alike(node):
             return None
-        total = _alike(rows.reshape(len(rows), -1).sum(axis=1)) if given else 0.0
+        total = _alike(rows.reshape(len(rows), -1).sum(axis=1))
         return None if total is None else bias + given * total
-
-    def _along(self, node: onnx_ir.Node, axis: int, root: int) -> bool:
-        return bool((self._dimensions.roots[self._dimensions.constants[str(node.name), 1][axis].atoms] == root).any())
 
     def _gated(self, node: onnx_ir.Node, root: int) -> float | None:
         """A unit whose last gate, the tanh of what it is to hold, gives zero, never holds anything else, if it starts so."""

@@ -70,8 +70,7 @@ def _added(node: onnx_ir.Node, reader: Slice, constants: ConstantChannels, class
     of_class = np.array([known.get(int(each), np.nan) for each in classes])
     if not (is_linear(node) and reader.place == 1 and reads_all_alike(node)):
         of_class[of_class != 0] = np.nan
-    weighs = np.moveaxis(weight, reader.axis, 0).reshape(weight.shape[reader.axis], -1).any(axis=1)
-    used = {unit for unit, weighed in zip(reader.units, weighs.tolist(), strict=True) if weighed}
+    used = {unit for unit, weights in zip(reader.units, np.moveaxis(weight, reader.axis, 0), strict=True) if weights.any()}
     unread = [unit not in used and all(value is None or constants.is_finite(value) for value in node.inputs) for unit in range(len(classes))]
     return np.where(unread, 0.0, of_class)
 
