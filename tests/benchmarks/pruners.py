@@ -1,7 +1,8 @@
 """Who prunes: edgesdk, plain L1, and what else there is for these networks; all without training.
 
     for pruner in PRUNERS:
-        model = pruner.prune(case, calibration, keep)      # keep 0.5: half of the multiply-accumulates
+        prune = pruner.measured(case, calibration)
+        half, third = prune(1 / 2), prune(1 / 3)      # of the multiply-accumulates stay
 
 Torch-Pruning is given the PyTorch source of the network, which a user of an ONNX file seldom has, and for its Taylor importance the labels;
 onnxsim, like edgesdk, the file. Both are told a share of the channels, so it is found out which share comes nearest. Torch-Pruning is also
@@ -25,11 +26,13 @@ from torch.nn import functional
 
 from edgesdk import costs, graph, passes, sampling
 from edgesdk.graph import Array, Model
+from edgesdk.passes.prune import carry_out, choose, survey
 from edgesdk.profiles import Profile
 from tests.benchmarks import networks
 from tests.suite import Entry
 
 Made = TypeVar("Made")
+Prune = Callable[[float], Model]
 
 HALVINGS = 8  # of the interval in which the share of the channels lies
 MOST_CHANNELS = 0.9
@@ -64,11 +67,11 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Pruner:
-    """``prune(case, calibration, keep)``; ``measures`` where it matters which images they are."""
+    """``measured(case, calibration)`` gives what prunes to a share of the multiply-accumulates; ``draws`` where it matters which images they are."""
 
     label: str
-    prune: Callable[[Case, Calibration, float], Model]
-    measures: bool = True
+    measured: Callable[[Case, Calibration], Prune]
+    draws: bool = True
     ours: bool = False
 
 
@@ -81,14 +84,14 @@ def macs(model: Model) -> int:
     return sum(costs.macs(model, costs.shapes(model, next(iter(sampling.generated(model, 1))))).values())
 
 
-def _prune(case: Case, calibration: Calibration, keep: float, **settings: Any) -> Model:
-    """The pass, on the simplified graph and with the multiple that the profile's hardware likes."""
-    multiple = case.profile.pruning.channel_multiple
-    step = {"pass": "prune", "settings": {"macs": keep, "multiple": multiple, **settings}}
-    return passes.apply([step], case.simplified, sampling.of([{"image": image[None]} for image in calibration.images], case.simplified))
+def _ours(case: Case, calibration: Calibration, **settings: Any) -> Prune:
+    """The pass `prune` in its steps: what was measured serves every share."""
+    samples = sampling.of([{"image": image[None]} for image in calibration.images], case.simplified)
+    found = survey(case.simplified, samples=samples, multiple=case.profile.pruning.channel_multiple, **settings)
+    return lambda keep: carry_out(found, choose(found, macs=keep))
 
 
-def _torch_pruning(case: Case, calibration: Calibration, keep: float, *, taylor: bool = False, re_estimate: bool = False, **settings: Any) -> Model:
+def _torch_pruning(case: Case, calibration: Calibration, *, taylor: bool = False, re_estimate: bool = False, **settings: Any) -> Prune:
     """By L2 norms over all layers of a group, as its README begins, or by Taylor importance; what the classifier answers stays."""
     images = torch.from_numpy(calibration.images)
     whole = networks.loaded(case.entry.model.stem)
@@ -96,7 +99,7 @@ def _torch_pruning(case: Case, calibration: Calibration, keep: float, *, taylor:
         functional.cross_entropy(whole(images), torch.from_numpy(calibration.labels)).backward()
     importance = torch_pruning.importance.GroupTaylorImportance() if taylor else torch_pruning.importance.GroupMagnitudeImportance(p=2)
 
-    def pruned(ratio: float) -> nn.Module:
+    def of_channels(ratio: float) -> nn.Module:
         network = copy.deepcopy(whole)
         for parameter, original in zip(network.parameters(), whole.parameters(), strict=True):
             parameter.grad = original.grad
@@ -104,21 +107,28 @@ def _torch_pruning(case: Case, calibration: Calibration, keep: float, *, taylor:
         torch_pruning.pruner.BasePruner(network, networks.SAMPLE, importance, pruning_ratio=ratio, ignored_layers=[answers], **settings).step()
         return network
 
-    network = _nearest(pruned, lambda network: networks.macs(network) / networks.macs(whole), keep)
-    if re_estimate:
-        networks.re_estimate(network, images)
-    with tempfile.TemporaryDirectory() as folder:
-        networks.export(network, Path(folder, "model.onnx"))
-        return graph.load(Path(folder, "model.onnx"))
+    def prune(keep: float) -> Model:
+        network = _nearest(of_channels, lambda network: networks.macs(network) / networks.macs(whole), keep)
+        if re_estimate:
+            networks.re_estimate(network, images)
+        with tempfile.TemporaryDirectory() as folder:
+            networks.export(network, Path(folder, "model.onnx"))
+            return graph.load(Path(folder, "model.onnx"))
+
+    return prune
 
 
-def _onnxsim(case: Case, calibration: Calibration, keep: float) -> Model:
+def _onnxsim(case: Case, calibration: Calibration) -> Prune:
     """Its own simplification, then whole channels by weight times activation, then its least-squares repair of what is MatMul or Gemm."""
     feeds = [{"image": calibration.images}]
     given, _ = onnxsim.simplify(onnx.load(case.entry.model))
     full = macs(_loaded(given))
-    pruned = _nearest(lambda ratio: onnxsim.apply_structured_wanda_pruning(given, feeds, sparsity=ratio), lambda made: macs(_loaded(made)) / full, keep)
-    return _loaded(onnxsim.apply_pruning_finetune(given, pruned, feeds))
+
+    def prune(keep: float) -> Model:
+        pruned = _nearest(lambda ratio: onnxsim.apply_structured_wanda_pruning(given, feeds, sparsity=ratio), lambda made: macs(_loaded(made)) / full, keep)
+        return _loaded(onnxsim.apply_pruning_finetune(given, pruned, feeds))
+
+    return prune
 
 
 def _loaded(proto: onnx.ModelProto) -> Model:
@@ -145,11 +155,11 @@ _TORCH_PRUNING = {
     "Taylor": {"global_pruning": True, "taylor": True},
 }
 
-OURS = Pruner("edgesdk", _prune, ours=True)
+OURS = Pruner("edgesdk", _ours, ours=True)
 PRUNERS = (
     OURS,
-    Pruner("L1, no repair", partial(_prune, criterion="l1", repair=False), measures=False, ours=True),
-    *(Pruner(f"Torch-Pruning {label}", partial(_torch_pruning, **settings), measures="taylor" in settings) for label, settings in _TORCH_PRUNING.items()),
+    Pruner("L1, no repair", partial(_ours, criterion="l1", repair=False), draws=False, ours=True),
+    *(Pruner(f"Torch-Pruning {label}", partial(_torch_pruning, **settings), draws="taylor" in settings) for label, settings in _TORCH_PRUNING.items()),
     *(Pruner(f"Torch-Pruning {label}, re-estimated", partial(_torch_pruning, re_estimate=True, **settings)) for label, settings in _TORCH_PRUNING.items()),
     Pruner("onnxsim", _onnxsim),
 )

@@ -8,13 +8,16 @@ docs/pruning.json, docs/pruning.md and docs/pruning.svg.
 """
 
 import json
+import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +30,8 @@ from tests.benchmarks.contenders import in_onnxruntime
 from tests.benchmarks.pruners import OURS, PRUNERS, Calibration, Case, Pruner, simplified
 from tests.benchmarks.rounds import ratio, rounds
 from tests.suite import FETCHED, REPOSITORY, chosen, digits, edgesdk_digest, fashion
+
+Done = TypeVar("Done")
 
 KEPT = FETCHED / "pruning"
 RESULTS = REPOSITORY / "docs" / "pruning.json"
@@ -67,41 +72,41 @@ def measured(case: Case) -> dict[str, Any]:
     curves: dict[str, list[dict[str, Any]]] = {}
     timed: dict[str, Path] = {}
     for pruner in PRUNERS:
-        for gone in GONE:
-            made = [_made(case, pruner, gone, draw) for draw in range(DRAWS if pruner.measures else 1)]
-            curves.setdefault(pruner.label, []).append(
-                {
-                    "gone": gone,
-                    "kept": [one.kept for one in made],
-                    "scores": [one.score for one in made],
-                    "seconds": float(np.median([one.seconds for one in made])),
-                }
-            )
-            if gone == TIMED:
-                timed[pruner.label] = KEPT / made[0].file
+        draws = [_curve(case, pruner, draw) for draw in range(DRAWS if pruner.draws else 1)]
+        curves[pruner.label] = [
+            {"gone": gone, "kept": [one.kept for one in made], "scores": [one.score for one in made], "seconds": statistics.median(one.seconds for one in made)}
+            for gone, made in zip(GONE, zip(*draws, strict=True), strict=True)
+        ]
+        timed[pruner.label] = KEPT / draws[0][GONE.index(TIMED)].file
     return {"machine": _machine(case), "score": _score(case, case.entry.model), "curves": curves, "speeds": _speeds(case, timed)}
 
 
-def _made(case: Case, pruner: Pruner, gone: float, draw: int) -> Made:
-    """As it was kept, or made now and scored."""
-    stem = "".join(letter if letter.isalnum() else "-" for letter in f"{pruner.label}-{gone:.0%}-{draw}")
-    path = KEPT / case.entry.name / f"{stem}.onnx"
-    note = path.with_suffix(".json")
+def _curve(case: Case, pruner: Pruner, draw: int) -> list[Made]:
+    """Each model from one draw of the images: as it was kept, or made now and scored."""
     wanted = edgesdk_digest() if pruner.ours else " ".join(f"{tool} {version(tool)}" for tool in TOOLS)
-    if note.exists() and (kept := Made(**json.loads(note.read_text()))).version == wanted:
-        return kept
+    measured = cache(lambda: _timed(lambda: pruner.measured(case, _drawn(case, draw))))
+    curve = []
+    for gone in GONE:
+        stem = "".join(letter if letter.isalnum() else "-" for letter in f"{pruner.label}-{gone:.0%}-{draw}")
+        path = KEPT / case.entry.name / f"{stem}.onnx"
+        note = path.with_suffix(".json")
+        if note.exists() and (kept := Made(**json.loads(note.read_text()))).version == wanted:
+            curve.append(kept)
+            continue
+        prune, measuring_s = measured()
+        model, pruning_s = _timed(lambda prune=prune, gone=gone: prune(1 - gone))
+        graph.save_as(model, path)
+        made = Made(wanted, str(path.relative_to(KEPT)), case.share(model), _score(case, path), measuring_s + pruning_s)
+        what = f"{case.entry.name}: {pruner.label}, {gone:.0%} gone, draw {draw}"
+        print(f"{what}: {made.score:.4f} with {made.kept:.3f} left, {made.seconds:.0f} s", file=sys.stderr, flush=True)
+        note.write_text(json.dumps(asdict(made)))
+        curve.append(made)
+    return curve
+
+
+def _timed(work: Callable[[], Done]) -> tuple[Done, float]:
     began = time.monotonic()
-    model = pruner.prune(case, _drawn(case, draw), 1 - gone)
-    seconds = time.monotonic() - began
-    graph.save_as(model, path)
-    made = Made(wanted, str(path.relative_to(KEPT)), case.share(model), _score(case, path), seconds)
-    print(
-        f"{case.entry.name}: {pruner.label}, {gone:.0%} gone, draw {draw}: {made.score:.4f} with {made.kept:.3f} left, {seconds:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
-    note.write_text(json.dumps(asdict(made)))
-    return made
+    return work(), time.monotonic() - began
 
 
 def _drawn(case: Case, draw: int) -> Calibration:

@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from edgesdk import costs, graph, passes, sampling, users_code
+from edgesdk import costs, graph, passes, profiles, sampling, users_code
 from edgesdk.errors import EvaluationError
 from edgesdk.graph import Feeds, Model
-from edgesdk.passes import _dimensions
+from edgesdk.passes._dimensions import Whole, analyse
+from edgesdk.passes.prune import Survey, carry_out, choose, survey
 from edgesdk.sampling import Samples
 from tests.suite import Entry, chosen
 
@@ -35,7 +36,7 @@ class Pruned:
     given: Model
     made: Model
     kept: float  # of the multiply-accumulates
-    whole: tuple[str, ...]  # what was left whole and why, in words
+    whole: tuple[Whole, ...]
     seconds: float
 
 
@@ -46,24 +47,32 @@ def main(names: list[str]) -> None:
         model = graph.load(entry.model)
         done = pruned(model, sampling.load(entry.calibration, model).first(SAMPLES))
         before, after = (f"{_score(entry, model):.4f}" for model in (done.given, done.made))
-        print(f"| {' | '.join([entry.name, f'{done.kept:.3f}', before, after, '; '.join(done.whole), f'{done.seconds:.0f}'])} |", flush=True)
+        print(f"| {' | '.join([entry.name, f'{done.kept:.3f}', before, after, _reasons(done.whole), f'{done.seconds:.0f}'])} |", flush=True)
 
 
 def pruned(model: Model, samples: Samples) -> Pruned:
     """Prune and prove. Raises AssertionError, or whatever onnx and onnxruntime raise."""
     began = time.monotonic()
     given = passes.apply([{"pass": name} for name in passes.SIMPLIFY], model)
-    made = passes.apply([{"pass": "prune", "settings": {"macs": KEEP}}], given, samples)
+    found = survey(given, samples=samples, multiple=profiles.find("x86-cpu").pruning.channel_multiple)
+    made = carry_out(found, choose(found, macs=KEEP))
     seconds = time.monotonic() - began
     _prove_valid(made, given)
     for feeds in _feeds(given, samples):
         _prove_same_shapes(made, given, feeds)
-    dimensions = _dimensions.analyse(given)
-    _prove_all_named(given, dimensions)
+    _prove_all_named(given, found)
     first = next(iter(samples))
     left, full = (sum(costs.macs(each, costs.shapes(each, first)).values()) for each in (made, given))
     assert left <= KEEP * full, f"{left / full:.3f} of the multiply-accumulates are left"
-    return Pruned(given, made, left / full, tuple(f"`{one.name}`: {one.reason}" for one in dimensions.whole), seconds)
+    return Pruned(given, made, left / full, found.whole, seconds)
+
+
+def _reasons(whole: tuple[Whole, ...]) -> str:
+    """What was left whole, by why."""
+    named: dict[str, list[str]] = {}
+    for one in whole:
+        named.setdefault(one.reason, []).append(f"`{one.name}`")
+    return "; ".join(f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in named.items())
 
 
 def _score(entry: Entry, model: Model) -> float:
@@ -96,13 +105,13 @@ def _prove_same_shapes(made: Model, given: Model, feeds: Feeds) -> None:
     assert all(np.isfinite(array).all() for array in answers.values() if array.dtype.kind == "f"), "it answers with what is no number"
 
 
-def _prove_all_named(given: Model, dimensions: _dimensions.Dimensions) -> None:
-    """Each weighted node's channels can go in a group, or are said to be left whole."""
-    grouped = {part.node for group in dimensions.groups for part in (*group.makers, *group.others)}
-    whole = {one.name for one in dimensions.whole}
+def _prove_all_named(given: Model, found: Survey) -> None:
+    """The channels of each weighted node can go, or are said to be left whole, by their own name or as those of a group."""
+    named = {each.group.name for each in found.prunable} | {one.name for one in found.whole}
+    told = {part.node for group in analyse(given).groups if group.name in named for part in (*group.makers, *group.others)}
     for node in given.graph:
-        if graph.constant(node.inputs[WEIGHTED[node.op_type]] if node.op_type in WEIGHTED else None) is not None:
-            assert node.name in grouped or {value.name for value in node.outputs} & whole, f"of the channels of `{node.name}` nothing is said"
+        if node.op_type in WEIGHTED and graph.constant(node.inputs[WEIGHTED[node.op_type]]) is not None:
+            assert node.name in told or {value.name for value in node.outputs} & named, f"of the channels of `{node.name}` nothing is said"
 
 
 if __name__ == "__main__":
