@@ -23,7 +23,7 @@ from edgesdk.graph import Array, Model
 from edgesdk.passes._rules_shapes import MOVING, numbers
 from edgesdk.passes._rules_weights import COMPUTING
 from edgesdk.passes._ties import Axis
-from edgesdk.passes._tracing import Kept, NotUnderstoodError, Rewrite, Tracing, Use, where
+from edgesdk.passes._tracing import Kept, NotUnderstoodError, Rewrite, Tracing, Use, settle, where
 
 _RULES = {**COMPUTING, **MOVING}
 _TOLD = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Slice": 2, "Tile": 1}  # the input by which lengths are told, and followed
@@ -131,8 +131,7 @@ def _traced(model: Model) -> Tracing:
             tracing.pin([*(tracing.axes.get(value) or ()), *tracing.numbers.get(value, ())], f"{where(node)} reads it inside")
     for value in model.graph.outputs:
         tracing.pin([*(tracing.axes.get(value) or ()), *tracing.numbers.get(value, ())], f"`{value.name}` is an output of the model")
-    for fold in tracing.folds:
-        fold.settle(tracing.ties)
+    settle(tracing.folds, tracing.ties)
     return tracing
 
 

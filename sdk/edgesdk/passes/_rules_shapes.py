@@ -11,6 +11,7 @@ import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Array
+from edgesdk.passes._rewiring import is_private, take_place
 from edgesdk.passes._ties import Axis
 from edgesdk.passes._tracing import ALONE, Entries, Fold, Kept, NotUnderstoodError, Number, Rule, Size, Tracing, add_to, integer, known, product, text, where
 
@@ -30,7 +31,11 @@ def _reshape(tracing: Tracing, node: onnx_ir.Node) -> list[list[Axis]]:
         rest = sizes.index(None)
         sizes[rest] = _divided(product([tracing.size(axis) for axis in x]), product([each for each in sizes if each is not None]))
         sizes[rest] = sizes[rest] or tracing.size(tracing.of_shape(made, rest, f"{where(node)} computes its length"))
-    axes = _folded(tracing, node, x, [each for each in sizes if each is not None])
+    known_sizes = [each for each in sizes if each is not None]
+    shuffled = _shuffled(tracing, node, known_sizes)
+    if shuffled is not None:
+        return [shuffled]
+    axes = _folded(tracing, node, x, known_sizes)
     tracing.pin([axes[place] for place in computed], f"{where(node)} computes its length")
     for place, number in enumerate(target):
         told = x[place] if number == 0 else number
@@ -38,6 +43,54 @@ def _reshape(tracing: Tracing, node: onnx_ir.Node) -> list[list[Axis]]:
             tracing.ties.tie(axes[place], told, where(node))
     tracing.write_lengths(node, 1, {place: axes[place] for place, number in enumerate(target) if isinstance(number, int) and number > 1})
     return [axes]
+
+
+def _shuffled(tracing: Tracing, node: onnx_ir.Node, sizes: list[Size]) -> list[Axis] | None:
+    """Of channels taken apart, transposed, and put together again, as ShuffleNet does it (Zhang et al. 2018): any may go, if a Gather does the rest."""
+    transpose = _before(node, "Transpose")
+    first = _before(transpose, "Reshape") if transpose is not None else None
+    folds = [fold for fold in tracing.folds if first is not None and fold.where == where(first) and len(fold.before) == 1]
+    if transpose is None or first is None or len(folds) != 1:
+        return None
+    x, apart, fold = tracing.given(first, 0), tracing.given(transpose, 0), folds[0]
+    axis = next((place for place, each in enumerate(x) if each is fold.before[0]), None)
+    start = next((place for place, each in enumerate(apart) if each is fold.after[0]), None)
+    order = list(transpose.attributes["perm"].as_ints()) if "perm" in transpose.attributes else []
+    if axis is None or start is None or sizes != [tracing.size(each) for each in x] or not order:
+        return None
+    inside = range(start, start + len(fold.after))
+    if any(place != each and (place not in inside or each not in inside) for place, each in enumerate(order)):
+        return None
+    tracing.folds.remove(fold)
+    indices = np.arange(x[axis].length or 0).reshape([each.length or 0 for each in fold.after])
+    indices = indices.transpose([each - start for each in order[start : start + len(fold.after)]]).reshape(-1)
+    shuffled = x[axis].at(indices)
+
+    def rewritten(node: onnx_ir.Node, kept: Kept) -> None:
+        stays = kept(x[axis])
+        if not stays.all():
+            _gather_instead(node, axis, (np.cumsum(stays) - 1)[indices[kept(shuffled)]])
+
+    tracing.rewrite(node, rewritten)
+    return [*x[:axis], shuffled, *x[axis + 1 :]]
+
+
+def _before(node: onnx_ir.Node, kind: str) -> onnx_ir.Node | None:
+    """The node of that kind that makes the first input, for this node alone."""
+    value = node.inputs[0]
+    before = value.producer() if value is not None else None
+    return before if before is not None and before.op_type == kind and not before.domain and value is not None and is_private(value) else None
+
+
+def _gather_instead(node: onnx_ir.Node, axis: int, indices: Array) -> None:
+    """Reshape, Transpose and Reshape, of which this is the last, become a Gather."""
+    inside, transpose = node.graph, _before(node, "Transpose")
+    first = _before(transpose, "Reshape") if transpose is not None else None
+    assert isinstance(inside, onnx_ir.Graph) and transpose is not None and first is not None
+    gather = onnx_ir.node("Gather", [first.inputs[0], graph.add_constant(inside, f"{node.name}_order", indices)], {"axis": axis}, name=node.name)
+    inside.insert_before(node, gather)
+    take_place(gather, node)
+    inside.remove([transpose, first], safe=True)
 
 
 def _flatten(tracing: Tracing, node: onnx_ir.Node) -> list[list[Axis]]:
@@ -94,14 +147,27 @@ def _fold(tracing: Tracing, node: onnx_ir.Node, before: Sequence[Axis], sizes: S
     if len(left) == len(right) == 1 and tracing.size(left[0]) == right[0]:
         made = [left[0]]
     elif any(axis.length is None for axis in left) or any(unknown for _, unknown in right) or not left or not right:
-        tracing.pin(left, f"{where(node)} folds it with an axis of unknown length")
         made = [tracing.ties.fixed(each[0], f"{where(node)} folds an axis of unknown length") if not each[1] else Axis(None) for each in right]
         tracing.factors.update({axis: each for axis, each in zip(made, right, strict=True) if each[1]})
+        leading = _leading(tracing, node, left, right)
+        made[:1] = leading or made[:1]
+        tracing.pin(left[len(leading) :], f"{where(node)} folds it with an axis of unknown length")
     else:
         made = [tracing.ties.axis(length) for length, _ in right]
         tracing.folds.append(Fold(left, made, where(node)))
     remaining = iter(made)
     return [tracing.ties.fixed(1, ALONE) if each == one else next(remaining) for each in sizes]
+
+
+def _leading(tracing: Tracing, node: onnx_ir.Node, left: Sequence[Axis], right: Sequence[Size]) -> list[Axis]:
+    """The first axis of the second side, in whole parts of which the first of the other goes: groups of channels, whatever an image's size."""
+    if not left or not right or left[0].length is None or right[0][1]:
+        return []
+    count = int(np.gcd(left[0].length, right[0][0]))
+    units, made = tracing.ties.axis(count), tracing.ties.axis(right[0][0])
+    for axis in (left[0], made):
+        tracing.ties.tie(axis, units.at(np.arange(axis.length or 0) // ((axis.length or 0) // count)), where(node))
+    return [made]
 
 
 def _transpose(tracing: Tracing, node: onnx_ir.Node) -> list[list[Axis]]:
@@ -405,9 +471,19 @@ def numbers(tracing: Tracing, node: onnx_ir.Node) -> Entries | None:
         return [_is_equal(*pair) for pair in zip(found, other, strict=True)]
     if kind == "Where" and other is not None and (third := tracing.entries(node, 2)) is not None and len(found) == len(other) == len(third):
         return [one if chosen == 1 else two if chosen == 0 else None for chosen, one, two in zip(found, other, third, strict=True)]
+    if kind == "Mul" and other is not None and [1] in (found, other):
+        return other if found == [1] else found
+    if kind in _ARITHMETIC and other is not None:
+        found, other = (_as_it_is(tracing, node, each) for each in (found, other))
     if kind in _ARITHMETIC and other is not None and all(isinstance(number, int) for number in (*found, *other)):
         return [int(number) for number in _ARITHMETIC[kind](np.array(found, np.int64), np.array(other, np.int64)).reshape(-1)]
     return None
+
+
+def _as_it_is(tracing: Tracing, node: onnx_ir.Node, entries: Entries) -> Entries:
+    """What is computed with stays as it is."""
+    tracing.pin(entries, f"{where(node)} computes with its length")
+    return [number.length if isinstance(number, Axis) else number for number in entries]
 
 
 def _is_equal(one: Number, other: Number) -> int | None:
