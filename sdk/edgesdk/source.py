@@ -147,6 +147,7 @@ class Source:
         if key not in self._surveyed:
             if self.samples is None:
                 raise SampleError("the pass `prune` measures on samples, and there are none", "give some: `--calibration`")
+            passes.validate({"pass": "prune", "settings": settings}, model)
             self._surveyed[key] = survey(model, samples=self.samples, progress=progress, **settings)
         return self._surveyed[key]
 
