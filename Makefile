@@ -48,10 +48,12 @@ suite-data: $(READY) # the models and data of tests/suite that are not in the re
 
 suite: .venv-peers/.ready suite-data # every model for every profile, and in OpenVINO: an hour. Some of them: make suite ARGS="rec det"
 	.venv-peers/bin/python -m tests.suite.profiles $(ARGS)
+	.venv-peers/bin/python -m tests.suite.prune $(ARGS)
 
 bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
+	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
 
 .venv-peers/.ready: requirements.lock requirements-peers.txt pyproject.toml
 	$(PYTHON) -m venv .venv-peers

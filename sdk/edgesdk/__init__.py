@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from edgesdk.packaging import Packaged, Request, optimize, package, quantize
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
+    from edgesdk.pruning import Goal, prune
     from edgesdk.verification import verify
 
-__all__ = ["EdgeSDKError", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "quantize", "verify"]
+__all__ = ["EdgeSDKError", "Goal", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "prune", "quantize", "verify"]
 
 _HOMES = {
     "EdgeSDKError": "errors",
+    "Goal": "pruning",
     "Packaged": "packaging",
     "Profile": "profiles",
     "Request": "packaging",
@@ -36,6 +38,7 @@ _HOMES = {
     "find_profile": "profiles",
     "optimize": "packaging",
     "package": "packaging",
+    "prune": "pruning",
     "quantize": "packaging",
     "verify": "verification",
 }

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import log10
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge_agent import bundle, probe
 from edge_agent.bundle import Contents, Layout
-from edgesdk import constraints, evidence, fixed_point, golden, graph, profiles, recipe, search
+from edgesdk import constraints, costs, evidence, fixed_point, golden, graph, profiles, recipe, search, sparsity
 from edgesdk.accuracy import AGREEMENT, Accuracy
 from edgesdk.benchmark import Paired
 from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
@@ -33,6 +33,7 @@ from edgesdk.search import QUICK, THOROUGH, Candidate, Choice
 from edgesdk.source import Source, model_files, runner
 
 FINAL_RACE_S = 6.0
+LADDER = (0.2, 0.35, 0.5, 0.65, 0.8)  # shares of the multiply-accumulates that go, if nobody says how many
 ORIGINAL = "original"
 SLOWER = 0.98  # an exact rewriting whose speed-up surely lies below this is not worth shipping
 MOST_JUDGED = 2  # after the winner, of those that are not exact
@@ -55,6 +56,7 @@ class Request:
     release: int | None = None
     steps: tuple[Step, ...] | None = None  # replay this recipe instead of choosing one
     quick: bool = False  # try little
+    prune: Literal["auto", "off", "2:4"] | float = "auto"  # a number: the share of the multiply-accumulates that goes, whatever is faster
     on: str | None = None  # time candidates on this host
     force: bool = False
 
@@ -100,6 +102,8 @@ class Packaged:
 def package(request: Request, progress: Progress = silent) -> list[Packaged]:
     """Package a model for each profile into one bundle. Raises an EdgeSDKError, and then nothing is written."""
     check_output(request.output, request.name, force=request.force)
+    for profile in request.profiles:
+        _asked(profile, request)
     progress("read and score the model", 0, 0)
     source = Source.load(request.model, calibration=request.calibration, evaluate=request.evaluate, labels=request.labels)
     made = [_package_for(profile, source, request, progress) for profile in request.profiles]
@@ -113,12 +117,13 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     began = time.monotonic()
     here = profiles.resembles(profile, probe.facts())
     with _racing(profile, source, request, progress, here=here) as race:
-        exact = _exact_plans(profile, source) if request.steps is None else []
+        exact = _exact_plans(profile, source) if request.steps is None and _asked(profile, request) is None else []
         choice = _choice(profile, source, request, race, exact, progress, here=here)
         accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
-        standing_by = iter(()) if request.steps is not None else _standing_by(choice, profile, source, exact, optimize=here)
+        standing_by = iter(()) if request.steps is not None else _standing_by(choice, profile, source, request, exact, optimize=here)
         while accuracy.drop > profile.budget.max_drop and (plan := next(standing_by, None)) is not None:  # it passed the selection by luck
             choice, accuracy = _instead(source, choice, accuracy, plan, optimize=here)
+        _check_pruning(choice, request)
         if violations := constraints.check(choice.model, profile):
             raise ConstraintViolated(f"the result does not obey `{profile.name}`: {violations[0]}", f"{len(violations)} in all: `edgesdk check` lists them")
         integers = _in_whole_numbers(choice.model, source, progress) if profile.quantization.power_of_two else None
@@ -127,11 +132,12 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     if speed and speed.high < SLOWER and any(not plan.steps for plan in exact):
         choice, speed = _original_kept(source, choice, speed)
         accuracy = source.judged(choice.plan, candidates=choice.scored, optimize=here)
+    pruned = _pruned_away(choice, profile, source) if request.steps is None else None
     files = model_files(choice.model)
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
     answers = golden.record(source.run, runner(choice.model, optimize=here, threads=1), source.held_back, source.inputs, source.outputs)
-    return Made(profile, source, choice, accuracy, speed, integers, answers, files, time.monotonic() - began)
+    return Made(profile, source, choice, accuracy, speed, integers, pruned, answers, files, time.monotonic() - began)
 
 
 @contextmanager
@@ -151,13 +157,31 @@ def _choice(profile: Profile, source: Source, request: Request, race: Race | Non
         return Choice(plan, model, (Candidate(plan, note="taken"),))
     untouched = [plan for plan in exact if not plan.steps]
     return search.choose(
-        [*recipe.plans(profile, source.model, calibrated=source.samples is not None, shapes=source.shapes), *untouched],
+        [*_plans(profile, source, request), *untouched],
         evidence.gather(source, profile, race, here=here),
         max_drop=profile.budget.max_drop,
         least_share=profile.quantization.least_share,
         effort=QUICK if request.quick else THOROUGH,
+        ladders=_ladders(profile) if request.prune == "auto" and not request.quick and source.samples is not None else (),
         progress=progress,
     )
+
+
+def _plans(profile: Profile, source: Source, request: Request, *, calibrated: bool = True) -> list[Plan]:
+    """What is worth trying, pruned if that was asked for."""
+    found, step = recipe.plans(profile, source.model, calibrated=calibrated and source.samples is not None, shapes=source.shapes), _asked(profile, request)
+    return [plan.pruned(step) for plan in found] if step is not None else found
+
+
+def _asked(profile: Profile, request: Request) -> Step | None:
+    """The pruning that must be. Raises ProjectError and ProfileError where it cannot."""
+    return None if request.prune == "auto" or request.prune == "off" else recipe.pruning(profile, request.prune)
+
+
+def _ladders(profile: Profile) -> list[list[Step]]:
+    """The pruning that may be."""
+    channels = [recipe.pruning(profile, gone) for gone in LADDER]
+    return [[recipe.pruning(profile, "2:4")], channels] if profile.pruning.two_four else [channels]
 
 
 def optimize(model: Path, profile: Profile, output: Path, samples: str | None, progress: Progress = silent) -> dict[str, Any]:
@@ -211,6 +235,7 @@ class Made:
     accuracy: Accuracy
     speed: Paired | None
     integers: Agreement | None  # of the hardware's whole numbers with the file
+    pruned: float | None  # share of the multiply-accumulates that is gone, where channels were pruned
     golden: golden.Golden
     model: dict[str, bytes]  # the model's own files
     seconds: float
@@ -292,6 +317,8 @@ class Made:
             yield "int8 was not tried: it needs --calibration samples"
         if self.speed is None:
             yield f"latency not measured: this machine is no {self.profile.title}; `--on HOST` times candidates on one"
+        if self.pruned is not None:
+            yield f"{self.pruned:.0%} of the multiply-accumulates are pruned away"
         if self.integers is not None:
             told = f"{self.integers.tensors} tensors, {self.integers.values:,} values, {self.integers.ties:,} of them halfway"
             yield f"fixed-point arithmetic gives the file's own integers ({told})"
@@ -311,6 +338,25 @@ class Made:
         if any(candidate.plan.label.endswith(search.NOTHING) for candidate in self.choice.tried):
             return search.NOTHING
         return "no pass changes anything in it"
+
+
+def _check_pruning(choice: Choice, request: Request) -> None:
+    """What was asked for was done. Raises ModelError and ConstraintViolated."""
+    if request.prune != "auto" and request.prune != "off" and request.steps is None and not choice.plan.prunes:
+        raise ModelError(f"nothing in `{request.model.name}` can be pruned so", "`edgesdk prune --dry-run` tells what stays whole, and why")
+    dense = [str(weight.node.name) for weight in sparsity.weights(choice.model) if not weight.obeys] if request.prune == "2:4" else []
+    if dense:
+        raise ConstraintViolated(f"{len(dense)} weights are not 2:4 sparse, the first of them `{dense[0]}`", "report the model to us")
+
+
+def _pruned_away(choice: Choice, profile: Profile, source: Source) -> float | None:
+    """The share of the simplified model's multiply-accumulates that is gone with its channels."""
+    step = next((step for step in choice.plan.steps if step["pass"] == "prune"), None)
+    if step is None:
+        return None
+    whole = recipe.float_plan(profile, source.shapes)
+    before, after = (sum(costs.macs(model, costs.shapes(model, source.held_back[0])).values()) for _, model in map(source.build, (whole, whole.pruned(step))))
+    return 1 - after / max(before, 1)
 
 
 def _in_whole_numbers(model: Model, source: Source, progress: Progress) -> Agreement:
@@ -334,12 +380,12 @@ def _exact_plans(profile: Profile, source: Source) -> list[Plan]:
     return [recipe.float_plan(profile, source.shapes), *given]
 
 
-def _standing_by(choice: Choice, profile: Profile, source: Source, exact: list[Plan], *, optimize: bool) -> Iterator[Plan]:
+def _standing_by(choice: Choice, profile: Profile, source: Source, request: Request, exact: list[Plan], *, optimize: bool) -> Iterator[Plan]:
     """Others that keep the budget on the selection samples, few since each is another chance to pass by luck; then float16, then the exact."""
     for plan in choice.others[:MOST_JUDGED]:
         if source.loss(plan, optimize=optimize).drop <= profile.budget.max_drop:
             yield plan
-    yield from (plan for plan in recipe.plans(profile, source.model, calibrated=False, shapes=source.shapes) if plan.scheme == "float16")
+    yield from (plan for plan in _plans(profile, source, request, calibrated=False) if plan.scheme == "float16")
     yield from exact
 
 

@@ -9,20 +9,22 @@ model is found out by `search`.
 import json
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edge_agent.bundle import Layout
-from edgesdk import graph, passes
-from edgesdk.errors import ProjectError
+from edgesdk import graph, passes, profiles
+from edgesdk.errors import ProfileError, ProjectError
 from edgesdk.graph import Model
 from edgesdk.passes.quantize import SETTINGS
 from edgesdk.profiles import Profile, Scheme
 
 Step = dict[str, Any]
 
+PRUNING = ("prune", "prune_two_of_four")
 FORMATS = {"quantize", "to_float16", "quantize_dynamic", "quantize_weights"}  # the passes that change the number format
+_EXACT = {"fix_shapes", *passes.SIMPLIFY}
 PRODUCTS = ("MatMul", "Gemm", "Gather")  # Gather: tables of embeddings, often most of a file
 
 
@@ -33,6 +35,20 @@ class Plan:
     label: str
     scheme: Scheme
     steps: tuple[Step, ...]
+
+    @property
+    def prunes(self) -> bool:
+        return any(step["pass"] in PRUNING for step in self.steps)
+
+    @property
+    def exact(self) -> bool:
+        """Whether its model answers what the original does, but for rounding."""
+        return self.scheme == "float32" and not self.prunes
+
+    def pruned(self, step: Step) -> "Plan":
+        """The same with that pruning step after what is exact, before whatever makes the number format."""
+        exact = next((place for place, each in enumerate(self.steps) if each["pass"] not in _EXACT), len(self.steps))
+        return replace(self, label=f"{self.label}, {_told(step)}", steps=(*self.steps[:exact], step, *self.steps[exact:]))
 
 
 def plans(profile: Profile, model: Model, *, calibrated: bool, shapes: dict[str, list[int]]) -> list[Plan]:
@@ -56,6 +72,25 @@ def float_plan(profile: Profile, shapes: dict[str, list[int]]) -> Plan:
     simplify = tuple({"pass": name, "settings": {}} for name in passes.SIMPLIFY)
     fixed = ({"pass": "fix_shapes", "settings": {"shapes": shapes}},) if profile.graph.static_shapes else ()
     return Plan("float32", "float32", (*fixed, *simplify))
+
+
+def pruning(profile: Profile, wanted: float | Literal["2:4"]) -> Step:
+    """The step that takes away such a share of the multiply-accumulates, or two of every four weights.
+
+    Raises ProjectError for a share that is none, and ProfileError where the hardware has no use for zeros.
+    """
+    if wanted == "2:4":
+        if not profile.pruning.two_four:
+            having = [name for name in profiles.names() if profiles.find(name).pruning.two_four]
+            raise ProfileError(f"`{profile.name}` has no hardware for 2:4 sparsity", f"a profile that has: {', '.join(having)}")
+        return {"pass": "prune_two_of_four", "settings": {}}
+    if not 0 < wanted < 1:
+        raise ProjectError(f"{wanted:g} is no share of the multiply-accumulates that can go", "0.3 takes three tenths away; or auto, off, 2:4")
+    return {"pass": "prune", "settings": {"macs": round(1 - wanted, 6), "multiple": profile.pruning.channel_multiple}}
+
+
+def _told(step: Step) -> str:
+    return "2:4 sparse" if step["pass"] == "prune_two_of_four" else f"{1 - step['settings']['macs']:.0%} of the MACs pruned"
 
 
 def scheme_of(steps: Sequence[Step]) -> Scheme:

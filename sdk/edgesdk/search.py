@@ -6,7 +6,8 @@ Every plan is built, timed and scored; the fastest that keeps the budget is take
 how much each part of the graph alone disturbs the answers is measured, what it costs in float and in 8 bits is known from a
 profiled run, and for a rising price of error the cheapest cut into float and 8-bit regions is computed (`regions`). The cuts lie
 between all and nothing; where the budget runs out between two of them, more are made there, and what costs no time but wins
-accuracy back is tried on those that missed. What this module must know it is handed as functions (`Tools`).
+accuracy back is tried on those that missed. Where the budget then has room, the best and the float model are tried with ever fewer channels.
+What this module must know it is handed as functions (`Tools`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from edgesdk.errors import BudgetMissed, ModelError
 from edgesdk.graph import Model
 from edgesdk.passes._sites import targets
 from edgesdk.progress import Progress
-from edgesdk.recipe import Plan, scheme_of
+from edgesdk.recipe import Plan, Step, scheme_of
 from edgesdk.regions import Costs, Group, Link
 
 NOTHING = "there is nothing to quantize"
@@ -31,6 +32,7 @@ _SAFER = 0.5  # times the error of one that did not hold before the judge
 _NO_ERROR = 1e-12
 _FAR = 64.0  # times: two prices between which nothing more is known
 MOST_SCORED = 24  # evaluations, whatever there is to try
+MOST_PRUNED = 6  # more of them, of what is pruned afterwards
 
 
 class Speed(Protocol):
@@ -38,6 +40,8 @@ class Speed(Protocol):
 
     @property
     def speedup(self) -> float: ...
+    @property
+    def low(self) -> float: ...  # end of its interval
     @property
     def faster(self) -> bool: ...
     def to_dict(self) -> dict[str, Any]: ...
@@ -130,8 +134,19 @@ class Choice:
         return sum(candidate.loss is not None for candidate in self.tried)
 
 
-def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_share: float = 0.0, effort: Effort = THOROUGH, progress: Progress) -> Choice:
+def choose(
+    options: Sequence[Plan],
+    tools: Tools,
+    *,
+    max_drop: float,
+    least_share: float = 0.0,
+    effort: Effort = THOROUGH,
+    ladders: Sequence[Sequence[Step]] = (),
+    progress: Progress,
+) -> Choice:
     """The fastest within the budget, if it beats the float model; the float model where none does.
+
+    ``ladders`` are pruning steps, each from little to much, that are tried on what was found, if it can be timed.
 
     Where nothing can be timed the first within the budget is taken, in the order of the options and from the whole to less.
     An 8-bit model must do at least ``least_share`` of its multiply-accumulates so. Raises BudgetMissed if nothing is within the budget.
@@ -160,6 +175,8 @@ def choose(options: Sequence[Plan], tools: Tools, *, max_drop: float, least_shar
         search.refine()
         search.correct()
         search.score()
+        for ladder in ladders:
+            search.prune(ladder, next((option for option in options if option.exact and option.steps), None))
     return search.choice()
 
 
@@ -171,7 +188,7 @@ class _Search:
         self._tried: list[Candidate] = []
         self._whole: Candidate | None = None  # 8-bit as far as can be, of which there may be parts
         self._cut_at: Callable[[float], Plan | None] = lambda _price: None
-        self._macs: dict[str, int] = {}  # of the model that int8 plans quantize, which is one for all
+        self._macs: tuple[tuple[Step, ...], dict[str, int]] | None = None  # by node, of the model that these steps make and an int8 plan quantizes
 
     def attempt(self, plan: Plan, *, price: float = 0.0, speed: Speed | None = None) -> Candidate | None:
         """Build it, and time it unless that is known or it is the float model. None if that very recipe was tried already."""
@@ -184,7 +201,7 @@ class _Search:
                 return None
             if plan.scheme != scheme_of(made.steps):
                 made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
-            if made.scheme == "float32":
+            if made.exact:
                 return self._add(Candidate(made))
             error = self._tools.error(model)
             speed = self._tools.race(model) if self._tools.race is not None and speed is None else speed
@@ -197,9 +214,12 @@ class _Search:
         """Of the multiply-accumulates that the plan does in 8 bits; all of them where nobody asks."""
         if not self._least_share:
             return 1.0
-        _, base = self._tools.build(_without_last(plan))
-        self._macs = self._macs or self._tools.macs(base)
-        return sum(self._macs.get(name, 0) for name in _names(plan, base)) / max(sum(self._macs.values()), 1)
+        unquantized = _without_last(plan)
+        _, base = self._tools.build(unquantized)
+        if self._macs is None or self._macs[0] != unquantized.steps:
+            self._macs = unquantized.steps, self._tools.macs(base)
+        macs = self._macs[1]
+        return sum(macs.get(name, 0) for name in _names(plan, base)) / max(sum(macs.values()), 1)
 
     def attempt_ranges(self, option: Plan) -> None:
         """An int8 plan with the ranges that disturb the answers least: the usual ones, unless others are clearly better."""
@@ -267,7 +287,7 @@ class _Search:
         while True:
             held = min(filter(self._holds, self._tried), key=self._rank, default=None)
             spent = sum(candidate.loss is not None for candidate in self._tried) >= MOST_SCORED
-            waiting = [c for c in self._tried if c.loss is None and not c.note and (exact if c.plan.scheme == "float32" else not spent)]
+            waiting = [c for c in self._tried if c.loss is None and not c.note and (exact if c.plan.exact else not spent)]
             best = min(waiting, key=self._rank, default=None)
             if best is None or (held is not None and self._rank(held) <= self._rank(best)):
                 return held is not None
@@ -303,6 +323,45 @@ class _Search:
                 if self._holds(self._score(better)):
                     return
 
+    def prune(self, ladder: Sequence[Step], float_: Plan | None) -> None:
+        """The best so far with as many channels less as the budget bears, found by halving the ladder; failing that, the float model."""
+        best = min(filter(self._holds, self._tried), key=self._rank, default=None)
+        if best is None or best.loss is None or best.loss.drop + 2 * best.loss.doubt > self._max_drop:
+            return  # no room
+        bases = [best.plan] if best.plan.steps else []
+        bases += [float_] if float_ is not None and float_.steps != best.plan.steps else []
+        low, high = 0, len(ladder)
+        while low < high:
+            middle = (low + high) // 2
+            if self._bears(bases, ladder[middle]):
+                low = middle + 1
+            else:
+                high = middle
+
+    def _bears(self, bases: Sequence[Plan], step: Step) -> bool:
+        """Whether more may go: one of these holds when it is pruned so, or none of them is any faster for it."""
+        slow = missed = False
+        for base in bases:
+            candidate = self.attempt(base.pruned(step))
+            if candidate is None or candidate.speed is None:
+                continue
+            held = min(filter(self._holds, self._tried), key=self._rank)
+            if candidate.note or candidate.speed.low <= held.speedup:
+                self._tried[-1] = replace(candidate, note=candidate.note or "not faster than what holds")
+                slow = True
+                continue
+            if self._bears_scoring(candidate):
+                return True
+            missed, better = True, next(iter(self._effort.corrections), None) if candidate.plan.scheme == "int8" else None
+            corrected = self.attempt(_corrected(candidate.plan, better), speed=candidate.speed) if better is not None else None
+            if corrected is not None and not corrected.note and self._bears_scoring(corrected):
+                return True
+        return slow and not missed
+
+    def _bears_scoring(self, candidate: Candidate) -> bool:
+        spent = sum(c.loss is not None and c.plan.prunes for c in self._tried) >= MOST_PRUNED
+        return not spent and self._holds(self._score(candidate))
+
     def choice(self) -> Choice:
         """The best that holds; if need be, without anything to spare."""
         scored = [candidate for candidate in self._tried if candidate.loss is not None and not candidate.note]
@@ -320,9 +379,9 @@ class _Search:
         """
         if failed.plan.scheme == "int8" and failed.plan.steps[-1]["settings"].keys().isdisjoint(_CORRECTING):
             yield from (_corrected(failed.plan, correction) for correction in self._effort.corrections[:1])
-        alike = [c.error for c in self._tried if c.price == failed.price and c.plan.scheme == failed.plan.scheme and c.error is not None]
-        most = _SAFER * max(alike, default=0.0)
-        left = [c for c in self._tried if not c.note and c is not failed and c.plan.scheme not in ("float32", "float16")]
+        same = [c for c in self._tried if (c.price, c.plan.scheme, c.plan.prunes) == (failed.price, failed.plan.scheme, failed.plan.prunes)]
+        most = _SAFER * max((c.error or 0.0 for c in same), default=0.0)
+        left = [c for c in self._tried if not c.note and c is not failed and not c.plan.exact and c.plan.scheme != "float16"]
         for candidate in sorted(left, key=self._rank):
             if (candidate.error or 0.0) <= most:
                 yield candidate.plan
@@ -331,7 +390,8 @@ class _Search:
     def _score(self, candidate: Candidate) -> Candidate:
         place = self._tried.index(candidate)
         self._progress("score recipes", place, len(self._tried))
-        hopeless = [c.error for c in self._tried if c.error is not None and c.loss is not None and c.loss.drop > self._max_drop]
+        alike = [c for c in self._tried if c.plan.prunes == candidate.plan.prunes]  # fewer channels err otherwise than fewer bits
+        hopeless = [c.error for c in alike if c.error is not None and c.loss is not None and c.loss.drop > self._max_drop]
         if candidate.error is not None and hopeless and candidate.error > _HOPELESS * min(hopeless):
             scored = replace(candidate, note="disturbs the answers much more than one that missed the budget")
         else:

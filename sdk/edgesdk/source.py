@@ -7,9 +7,11 @@ source.loss(plan, optimize=True)
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from edgesdk import graph, passes, sampling
 from edgesdk.accuracy import Accuracy, Judge, Loss, Run, Scores
 from edgesdk.errors import SampleError
 from edgesdk.graph import Array, Feeds, Model
+from edgesdk.passes.prune import Survey, carry_out, choose, survey
 from edgesdk.recipe import FORMATS, Plan, Step
 from edgesdk.sampling import Samples
 
@@ -41,6 +44,7 @@ class Source:
     labels: bytes | None
     answers: tuple[dict[str, Array], ...]  # of the original, to the first that were held back
     _built: dict[str, tuple[tuple[Step, ...], Model]] = field(default_factory=dict, repr=False)
+    _surveyed: dict[str, Survey] = field(default_factory=dict, repr=False)
     _scored: dict[tuple[str, bool], Scores] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -87,13 +91,18 @@ class Source:
         steps: tuple[Step, ...] = ()
         model, given = self.model, ""
         for step in plan.steps:
-            given += json.dumps(step, sort_keys=True)
+            before, given = given, given + json.dumps(step, sort_keys=True)
             if given not in self._built:
-                changed = passes.apply([step], model, self.samples)
+                changed = self._applied(step, before, model)
                 same = changed is model or graph.to_bytes(changed) == graph.to_bytes(model)
                 self._keep(step, given, (steps, model) if same else ((*steps, step), changed))
             steps, model = self._built[given]
         return replace(plan, steps=steps), model
+
+    def survey(self, plan: Plan, settings: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> Survey:
+        """What can be pruned of the plan's model, with these settings of the pass `prune` but for shares: found out once."""
+        _, model = self.build(plan)
+        return self._survey("".join(json.dumps(step, sort_keys=True) for step in plan.steps), model, settings, progress)
 
     def scored(self, plan: Plan, *, optimize: bool) -> Scores:
         """The judge's scores of a plan's model, asked for once."""
@@ -120,6 +129,27 @@ class Source:
             _noise(answer[name], got[name]) for feed, answer in zip(self.held_back, self.answers, strict=False) for got in (run(feed),) for name in answer
         ]
         return float(np.mean(ratios))
+
+    def _applied(self, step: Step, before: str, model: Model) -> Model:
+        """Pruned to another share, a model needs no other survey."""
+        if step["pass"] != "prune" or self.samples is None:
+            return passes.apply([step], model, self.samples)
+        passes.validate(step, model)
+        shares = {of: share for of, share in step["settings"].items() if of in ("macs", "parameters")}
+        found = self._survey(before, model, {name: value for name, value in step["settings"].items() if name not in shares})
+        pruned = carry_out(found, choose(found, **shares))
+        if pruned is not model:
+            graph.check(pruned)
+        return pruned
+
+    def _survey(self, before: str, model: Model, settings: Mapping[str, Any], progress: Callable[[int, int], None] | None = None) -> Survey:
+        key = before + json.dumps(settings, sort_keys=True)
+        if key not in self._surveyed:
+            if self.samples is None:
+                raise SampleError("the pass `prune` measures on samples, and there are none", "give some: `--calibration`")
+            passes.validate({"pass": "prune", "settings": settings}, model)
+            self._surveyed[key] = survey(model, samples=self.samples, progress=progress, **settings)
+        return self._surveyed[key]
 
     def _keep(self, step: Step, given: str, made: tuple[tuple[Step, ...], Model]) -> None:
         """Of models in a reduced format, of which there are many, only the latest."""

@@ -408,6 +408,18 @@ def test_a_shape_that_the_file_claims_wrongly_is_not_believed() -> None:
     assert_same_function(made, simplified(made))
 
 
+def test_a_length_that_is_known_is_folded_though_others_are_not() -> None:
+    nodes = [
+        node("Shape", ["x"], ["s"]), node("Gather", ["s", "last"], ["width"]), node("Div", ["width", "heads"], ["each"]), node("Gather", ["s", "first"], ["n"]),
+        node("Concat", ["n", "heads", "each"], ["target"], axis=0), node("Reshape", ["x", "target"], ["y"]),
+    ]  # fmt: skip
+    weights = {"first": np.array([0]), "last": np.array([-1]), "heads": np.array([2])}
+    model = build(nodes, inputs={"x": ("n", 6)}, outputs={"y": (None, 2, 3)}, weights=weights)
+    slim = simplified(model)
+    assert operators(slim) == {"Concat": 1, "Gather": 1, "Reshape": 1, "Shape": 1}
+    assert_same_function(model, slim)
+
+
 def test_random_numbers_are_not_folded_nor_merged() -> None:
     nodes = [node("RandomNormal", [], [name], shape=[4], dtype=1) for name in ("a", "b")]
     model = build([*nodes, node("Sub", ["a", "b"], ["d"]), node("Add", ["x", "d"], ["y"])], inputs={"x": ("n", 4)}, outputs={"y": (None, 4)})

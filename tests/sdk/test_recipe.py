@@ -41,6 +41,25 @@ def test_shapes_are_fixed_where_the_profile_wants_that() -> None:
     assert all(step["pass"] != "fix_shapes" for step in recipe.float_plan(profiles.find("x86-cpu"), {"x": [1, 3]}).steps)
 
 
+def test_pruning_comes_after_what_is_exact_and_before_the_number_format() -> None:
+    step = recipe.pruning(profiles.find("kria-kv260"), 0.3)
+    assert step == {"pass": "prune", "settings": {"macs": 0.7, "multiple": 16}}
+    for plan in recipe.plans(profiles.find("kria-kv260"), graph.load(DATA / "resnet8_mnist.onnx"), calibrated=True, shapes={"x": [1, 3]}):
+        pruned = plan.pruned(step)
+        place = pruned.steps.index(step)
+        assert {each["pass"] for each in pruned.steps[:place]} == {"fix_shapes", *passes.SIMPLIFY}
+        assert (*pruned.steps[:place], *pruned.steps[place + 1 :]) == plan.steps
+        assert pruned.prunes
+        assert not pruned.exact
+        assert pruned.label.endswith("30% of the MACs pruned")
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 30.0])
+def test_what_is_no_share_is_refused(share: float) -> None:
+    with pytest.raises(ProjectError, match="no share"):
+        recipe.pruning(profiles.find("x86-cpu"), share)
+
+
 NAMES = st.text(st.characters(blacklist_categories=["Cs"]), max_size=12)
 VALUES = st.recursive(
     st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | NAMES,

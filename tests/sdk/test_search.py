@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from edgesdk import graph, passes, sampling, search
+from edgesdk import graph, passes, recipe, sampling, search
 from edgesdk.accuracy import Loss
 from edgesdk.errors import BudgetMissed, ModelError
 from edgesdk.graph import Model
@@ -29,6 +29,10 @@ EFFORT = Effort(64, (0.25, 1.0, 4.0, 16.0, 64.0), 3, ("minmax",), (), 9)
 @dataclass(frozen=True)
 class Speed:
     speedup: float
+
+    @property
+    def low(self) -> float:
+        return self.speedup - 0.01
 
     @property
     def faster(self) -> bool:
@@ -197,3 +201,79 @@ def test_nothing_within_the_budget_names_the_closest() -> None:
     with pytest.raises(BudgetMissed, match="cannot be kept") as missed:
         World(drops=(0.05,) + (1.0,) * 8).choose(INT8, effort=Effort(64, (1.0, 1000.0), 0, ("minmax",), (), 9))
     assert "0.0500" in missed.value.hint or "--max-drop" in missed.value.hint
+
+
+LADDER: list[recipe.Step] = [{"pass": "prune", "settings": {"macs": 1 - gone}} for gone in (0.2, 0.35, 0.5, 0.65, 0.8)]
+
+
+class Prunable:
+    """A world in words: what a plan loses and gains follows from its scheme and from the share that is pruned."""
+
+    def __init__(self, *, bears: float, int8_bears: float | None = None, int8_speed: float = 1.5, faster: bool = True) -> None:
+        self.bears, self.int8_bears, self.int8_speed, self.faster = bears, bears if int8_bears is None else int8_bears, int8_speed, faster
+        self.plans: dict[int, Plan] = {}
+        self.models: list[Model] = []
+        self.scored: list[str] = []
+
+    def build(self, plan: Plan) -> tuple[Plan, Model]:
+        self.models.append(graph.load(digits.MODEL))
+        self.plans[id(self.models[-1])] = plan
+        return plan, self.models[-1]
+
+    def gone(self, plan: Plan) -> float:
+        return max((1 - float(step["settings"]["macs"]) for step in plan.steps if step["pass"] == "prune"), default=0.0)
+
+    def loss(self, plan: Plan) -> Loss:
+        self.scored.append(plan.label)
+        return Loss(0.0 if self.gone(plan) <= (self.int8_bears if plan.scheme == "int8" else self.bears) + 1e-9 else 0.5, 0.0)
+
+    def race(self, model: Model) -> Speed:
+        plan = self.plans[id(model)]
+        return Speed((self.int8_speed if plan.scheme == "int8" else 1.0) * (1 + self.gone(plan) * self.faster))
+
+    def costs(self, _base: Model, _whole: Model, parts: Sequence[Group], links: Sequence[Link]) -> Costs:
+        return Costs([0.0] * len(parts), [1.0] * len(parts), [0.0] * len(links))  # so that no part becomes 8-bit alone
+
+    def choose(self, *, timed: bool = True) -> Choice:
+        tools = Tools(self.build, lambda _model: 0.0, self.loss, self.race if timed else None, self.costs, lambda _base: {})
+        effort = Effort(64, (), 0, ("minmax",), (), 9)
+        return search.choose([INT8, FLOAT], tools, max_drop=0.01, effort=effort, ladders=[LADDER], progress=silent)
+
+
+@pytest.mark.parametrize("bears", [0.2, 0.35, 0.5, 0.65, 0.8])
+def test_as_many_channels_go_as_the_budget_bears_and_fewer_bits_come_on_top(bears: float) -> None:
+    world = Prunable(bears=bears)
+    choice = world.choose()
+    assert world.gone(choice.plan) == pytest.approx(bears)
+    assert [step["pass"] for step in choice.plan.steps][-2:] == ["prune", "quantize"]
+    assert choice.scored <= search.MOST_PRUNED + 1
+
+
+def test_what_misses_with_fewer_bits_is_no_reason_to_prune_more() -> None:
+    world = Prunable(bears=0.35)
+    assert world.gone(world.choose().plan) == pytest.approx(0.35)
+    assert not any("80%" in label for label in world.scored)
+
+
+def test_the_float_model_is_pruned_where_eight_bits_do_not_bear_it() -> None:
+    world = Prunable(bears=0.8, int8_bears=0.1, int8_speed=1.3)
+    assert world.choose().plan == FLOAT.pruned(LADDER[-1])
+
+
+def test_what_is_no_faster_for_it_is_not_pruned_nor_scored() -> None:
+    world = Prunable(bears=0.8, faster=False)
+    assert not world.choose().plan.prunes
+    assert world.scored == ["int8"]
+
+
+def test_nothing_is_pruned_that_cannot_be_timed() -> None:
+    world = Prunable(bears=0.8)
+    assert world.choose(timed=False).plan.scheme == "int8"
+    assert not any(candidate.plan.prunes for candidate in world.choose(timed=False).tried)
+
+
+def test_nothing_is_pruned_where_no_channel_can_go() -> None:
+    world = Prunable(bears=0.0)
+    choice = world.choose()
+    assert choice.plan.label == "int8"
+    assert any("loses" in candidate.note for candidate in choice.tried if candidate.plan.prunes)

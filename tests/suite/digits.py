@@ -31,6 +31,12 @@ def calibration() -> Iterator[Feeds]:
         yield {"image": image[None]}
 
 
+def training() -> tuple[np.ndarray, np.ndarray]:
+    """What training saw: images [4000, 1, 28, 28] and labels [4000]."""
+    images, labels = (part[:-TEST] for part in _all())
+    return images, labels
+
+
 @cache
 def _all() -> tuple[np.ndarray, np.ndarray]:
     """Images [5000, 1, 28, 28] and labels [5000]; the last 1,000 are the test."""

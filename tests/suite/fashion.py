@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).parents[2] / ".cache" / "suite"
-TEST, BATCH = 5000, 50
+TEST, BATCH, TRAINING = 5000, 50, 60000
 Feeds = dict[str, np.ndarray]
 
 
@@ -29,6 +29,11 @@ def calibration() -> Iterator[Feeds]:
     """200 images of the training part."""
     for image in _images("train", 200):
         yield {"image": image[None]}
+
+
+def training() -> tuple[np.ndarray, np.ndarray]:
+    """What training saw: images [60000, 1, 28, 28] and labels [60000]."""
+    return _images("train", TRAINING), _read("train-labels-idx1", header=8).astype(np.int64)
 
 
 @cache

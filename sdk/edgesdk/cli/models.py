@@ -1,8 +1,8 @@
-"""The verbs about models: convert, inspect, check, optimize, package, verify, init."""
+"""The verbs about models: init, convert, inspect, check, quantize, prune, optimize, package, verify."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -11,6 +11,7 @@ from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, table
 if TYPE_CHECKING:
     from edgesdk.packaging import Packaged
     from edgesdk.profiles import Profile
+    from edgesdk.pruning import Outlook
 
 ModelFile = Annotated[Path, typer.Argument(help="an ONNX file")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="a profile's name, or a .toml file")]
@@ -19,7 +20,7 @@ Calibration = Annotated[str | None, typer.Option(help="unlabelled samples: .npz,
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (init, convert, inspect, check, quantize, optimize, package, verify):
+    for verb in (init, convert, inspect, check, quantize, prune, optimize, package, verify):
         app.command()(verb)
 
 
@@ -37,6 +38,9 @@ def package(
     recipe: Annotated[Path | None, typer.Option(help="replay the recipe in a recipe.toml or a bundle")] = None,
     save_recipe: Annotated[Path | None, typer.Option(help="write the chosen recipe here, a .toml to keep and to replay")] = None,
     explain: Annotated[Path | None, typer.Option(help="draw what was tried, accuracy against latency: a .png or .svg")] = None,
+    prune: Annotated[
+        str, typer.Option(help="auto: fewer channels where that is faster within the budget; off; a share of the multiply-accumulates that goes, 0.3; or 2:4")
+    ] = "auto",
     on: Annotated[str | None, typer.Option("--on", metavar="HOST", help="time the candidates on this device")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder or .tar; bundles/NAME if not given")] = None,
     *,
@@ -78,6 +82,7 @@ def package(
         release=release,
         steps=recipes.read(recipe, chosen[0].name) if recipe else None,
         quick=quick,
+        prune=_pruning(prune),
         on=on,
         force=force,
     )
@@ -166,6 +171,93 @@ def quantize(
     show({"model": str(output), **told}, "\n".join(lines), as_json=as_json)
 
 
+def prune(
+    model: ModelFile,
+    profile: ProfileName,
+    calibration: Annotated[str, typer.Option(help="unlabelled samples: .npz, .npy, a folder of them, or module.py:function")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="the pruned .onnx")] = None,
+    macs: Annotated[float | None, typer.Option(help="share of the multiply-accumulates that stays: 0.5 keeps half")] = None,
+    parameters: Annotated[float | None, typer.Option(help="share of the parameters that stays")] = None,
+    latency: Annotated[float | None, typer.Option(help="share of the time that stays, where this machine resembles the profile's")] = None,
+    criterion: Annotated[str, typer.Option(help="which channels go first: reconstruction, activation, l1 or l2")] = "reconstruction",
+    exclude: Annotated[list[str] | None, typer.Option(help="a node whose weights stay whole, by its name in the simplified model; repeatable")] = None,
+    plot: Annotated[Path | None, typer.Option(help="with --dry-run: draw what fewer channels do to the answers, a .png or .svg")] = None,
+    *,
+    two_four: Annotated[bool, typer.Option("--two-four", help="two of every four weights instead of channels, for hardware that skips them")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show the groups of channels, what each does to the answers, and what stays whole")] = False,
+    distill: Annotated[bool, typer.Option("--distill", help="train it to answer as the original does, on the same samples; needs PyTorch")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model with fewer channels, its layers set anew so that it answers what it answered: no labels, no training."""
+    from typing import cast, get_args
+
+    from edgesdk import graph, profiles, pruning
+    from edgesdk.cli import files
+    from edgesdk.cli import plot as plots
+    from edgesdk.errors import ProjectError
+    from edgesdk.passes.prune import Criterion
+
+    shares = {"macs": macs, "parameters": parameters, "latency": latency, "2:4": 0.5 if two_four else None}
+    goals = [pruning.Goal(cast("Any", of), share) for of, share in shares.items() if share is not None]
+    if len(goals) > 1 or not (goals or dry_run):
+        raise ProjectError("pruning goes by one of --macs, --parameters, --latency and --two-four", "--macs 0.5 keeps half of the multiply-accumulates")
+    if dry_run == (output is not None) or (plot is not None and not dry_run):
+        raise ProjectError("either a model is written, or a dry run shows what would go", "give --output, or --dry-run, perhaps with --plot")
+    if two_four and (dry_run or criterion != "reconstruction"):
+        raise ProjectError("two of every four weights go, whatever the channels are: there is nothing to look at or to choose", "leave the other option out")
+    if criterion not in get_args(Criterion):
+        raise ProjectError(f"there is no criterion `{criterion}`", f"there are {', '.join(get_args(Criterion))}")
+    chosen, settings = profiles.find(profile), {"samples": calibration, "criterion": criterion, "exclude": exclude or ()}
+    if output is None:
+        if plot is not None:
+            plots.check(plot)
+        with progress() as advance:
+            seen = pruning.outlook(model, chosen, goals[0] if goals else None, progress=advance, **cast("Any", settings))
+        if plot is not None:
+            plots.draw_outlook(seen, plot, model.name)
+        show(seen.to_dict(), _foreseen(seen), as_json=as_json)
+        return
+    files.check(output, makes_folders=True)
+    with progress() as advance:
+        made, told = pruning.prune(model, chosen, goals[0], distil=distill, progress=advance, **cast("Any", settings))
+        graph.save_as(made, output)
+    show({"model": str(output), **told}, f"{output}: {_pruned(told)}", as_json=as_json)
+
+
+def _foreseen(seen: "Outlook") -> str:
+    """Groups of channels and what stays whole, as a person reads it."""
+    goal = seen.macs_share is not None
+    rows = [
+        (each.name, each.channels, *((each.stay,) if goal else ()), f"{each.macs:.1%}", *(_effect(each.effect(gone)) for gone in (0.25, 0.5, 0.75)))
+        for each in sorted(seen.channels, key=lambda each: -each.macs)
+    ]
+    lines = [table(rows, head=("channels of", "there", *(("stay",) if goal else ()), "in MACs", "¼ gone", "½ gone", "¾ gone"))]
+    lines += ["", "gone: squared change of the model's answers in shares of their variance, from that group alone; –: so many cannot go"]
+    if goal:
+        lines.append(f"{seen.macs:,} multiply-accumulates, {seen.macs_share:.1%} stay; {seen.parameters:,} parameters, {seen.parameters_share:.1%} stay")
+    else:
+        lines.append(f"{seen.macs:,} multiply-accumulates, {seen.parameters:,} parameters")
+    return "\n".join([*lines, *(f"whole: {each.name}, {each.count} channels: {each.reason}" for each in seen.whole)])
+
+
+def _effect(effect: float | None) -> str:
+    return "–" if effect is None else f"{effect:.4f}"
+
+
+def _pruned(told: dict[str, Any]) -> str:
+    """The result of `prune` as a person reads it."""
+    size, macs, latency = told["size_bytes"], told["macs"], told["latency_ms"]
+    facts = [f"{bytes_text(size['before'])} → {bytes_text(size['after'])}"]
+    if "sparse" in told:
+        facts.append(f"{told['sparse']['two_four']} of {told['sparse']['weights']} weights are 2:4 sparse")
+    else:
+        facts.append(f"{macs['before']:,} → {macs['after']:,} multiply-accumulates ({macs['after'] / max(macs['before'], 1):.0%})")
+    if latency is not None:
+        facts.append(f"{latency['speedup']:.2f}× as fast here ({latency['low']:.2f} … {latency['high']:.2f})")
+    facts.append(f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers")
+    return ", ".join(facts)
+
+
 def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) -> None:
     """List what in a model does not obey a profile; exit 1 if anything does not."""
     from edgesdk import constraints, graph, profiles
@@ -238,6 +330,16 @@ def _wanted(given: list[str] | None, project_profiles: tuple[str, ...]) -> tuple
     raise ProjectError(
         "no profile was named", f"give --profile; `edgesdk profile list` shows them all, and this machine is {' or '.join(fitting) or 'none of them'}"
     )
+
+
+def _pruning(said: str) -> Literal["auto", "off", "2:4"] | float:
+    from edgesdk.errors import ProjectError
+
+    words: dict[str, Literal["auto", "off", "2:4"]] = {"auto": "auto", "off": "off", "2:4": "2:4"}
+    try:
+        return words.get(said) or float(said)
+    except ValueError as error:
+        raise ProjectError(f"`--prune {said}` is no way to prune", "auto, off, 2:4, or the share that goes: 0.3") from error
 
 
 def _with_limits(profile: "Profile", limits: dict[str, Any]) -> "Profile":

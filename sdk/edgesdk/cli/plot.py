@@ -1,4 +1,4 @@
-"""What was tried, as a picture: accuracy against latency, a point a candidate."""
+"""Pictures: what was tried, accuracy against latency, a point a candidate; what fewer channels do to the answers, a line a group."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,8 +9,10 @@ from edgesdk.errors import ProjectError
 
 if TYPE_CHECKING:
     from edgesdk.packaging import Packaged
+    from edgesdk.pruning import Outlook
 
 FORMATS = (".png", ".svg")
+NAMED = 12  # groups of channels whose lines bear a name
 
 
 def check(path: Path) -> None:
@@ -46,5 +48,30 @@ def draw(packaged: "Packaged", path: Path) -> None:
     axes.set_xlabel("latency, ms (median of pairs)" if timed else "candidate, in the order of preference: nothing could be timed here")
     axes.set_ylabel(f"change of {packaged.accuracy.metric} on the selection samples")
     axes.set_title(f"{packaged.name} for {packaged.profile}: green is taken, red misses the budget, hollow was not scored")
+    figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    pyplot.close(figure)
+
+
+def draw_outlook(outlook: "Outlook", path: Path, model: str) -> None:
+    """What a group's going does to the answers against the multiply-accumulates that go with it; a dot where the goal puts it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    ordered = sorted(outlook.channels, key=lambda each: -each.macs)
+    for place, each in enumerate(ordered):
+        line = [(gone * each.macs, effect) for gone, effect in each.effects if gone]
+        (drawn,) = axes.plot(*zip(*line, strict=True), marker=".", linewidth=1, label=f"{each.name}, {each.channels}" if place < NAMED else None)
+        gone = 1 - each.stay / each.channels if each.stay is not None else 0.0
+        if gone:
+            axes.plot(gone * each.macs, each.effect(gone), "o", color=drawn.get_color())
+    axes.set_yscale("log")
+    axes.set_xlabel("share of the model's multiply-accumulates that goes")
+    axes.set_ylabel("change of the answers, in shares of their variance")
+    axes.set_title(f"{model}: a line a group of channels" + ("; dots: what the goal takes" if outlook.macs_share is not None else ""))
+    if ordered:
+        axes.legend(fontsize=7, title=None if len(ordered) <= NAMED else f"the {NAMED} of {len(ordered)} with most multiply-accumulates", title_fontsize=7)
     figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)

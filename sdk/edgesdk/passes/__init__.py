@@ -25,6 +25,8 @@ from edgesdk.passes.lift_constants import lift_constants
 from edgesdk.passes.merge_convolutions import merge_convolutions
 from edgesdk.passes.merge_duplicates import merge_duplicates
 from edgesdk.passes.pad_channels import pad_channels
+from edgesdk.passes.prune import prune
+from edgesdk.passes.prune_two_of_four import prune_two_of_four
 from edgesdk.passes.quantize import Scheme, quantize
 from edgesdk.passes.quantize_dynamic import quantize_dynamic
 from edgesdk.passes.quantize_weights import quantize_weights
@@ -34,6 +36,7 @@ from edgesdk.passes.recognise_hard_sigmoid import recognise_hard_sigmoid
 from edgesdk.passes.recognise_hard_swish import recognise_hard_swish
 from edgesdk.passes.recognise_layer_norm import recognise_layer_norm
 from edgesdk.passes.recognise_softmax import recognise_softmax
+from edgesdk.passes.remove_dead_channels import remove_dead_channels
 from edgesdk.passes.remove_identities import remove_identities
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.passes.rewrite_for_dpu import rewrite_for_dpu
@@ -58,6 +61,8 @@ __all__ = [
     "merge_convolutions",
     "merge_duplicates",
     "pad_channels",
+    "prune",
+    "prune_two_of_four",
     "quantize",
     "quantize_dynamic",
     "quantize_weights",
@@ -67,6 +72,7 @@ __all__ = [
     "recognise_hard_swish",
     "recognise_layer_norm",
     "recognise_softmax",
+    "remove_dead_channels",
     "remove_identities",
     "remove_unused",
     "rewrite_for_dpu",
@@ -92,10 +98,13 @@ PASSES: dict[str, Callable[..., Model]] = {
     "factor_sums": factor_sums,
     "merge_convolutions": merge_convolutions,
     "affine_to_conv": affine_to_conv,
+    "remove_dead_channels": remove_dead_channels,
     "pad_channels": pad_channels,
     "merge_duplicates": merge_duplicates,
     "remove_unused": remove_unused,
     "rewrite_for_dpu": rewrite_for_dpu,
+    "prune": prune,
+    "prune_two_of_four": prune_two_of_four,
     "equalize": equalize,
     "smooth": smooth,
     "quantize": quantize,
@@ -104,7 +113,7 @@ PASSES: dict[str, Callable[..., Model]] = {
     "to_float16": to_float16,
 }
 
-NEEDS_SAMPLES = frozenset({"quantize", "smooth"})
+NEEDS_SAMPLES = frozenset({"prune", "prune_two_of_four", "quantize", "smooth"})
 
 _SETTINGS: dict[str, Callable[..., Any]] = {**PASSES, "quantize": Scheme}  # whose keywords a step may set
 
@@ -124,6 +133,7 @@ SIMPLIFY = (
     "factor_sums",
     "merge_convolutions",
     "affine_to_conv",
+    "remove_dead_channels",
     "pad_channels",
     "merge_duplicates",
     "remove_unused",
@@ -133,12 +143,8 @@ SIMPLIFY = (
 def apply(recipe: Iterable[Step], model: Model, samples: Samples | None = None) -> Model:
     """Each step in turn; what it makes has to be valid before the next. Raises ModelError, which names the step, and SampleError."""
     for step in recipe:
+        validate(step, model)
         name, settings = step["pass"], step.get("settings", {})
-        if name not in PASSES:
-            raise ModelError(f"the recipe names a pass `{name}`, which there is not", f"there are {', '.join(PASSES)}")
-        check(name, _SETTINGS[name], settings)
-        if settings.get("exclude"):
-            check_excluded(name, settings["exclude"], model)
         if name not in NEEDS_SAMPLES:
             made = PASSES[name](model, **settings)
         elif samples is None:
@@ -153,3 +159,13 @@ def apply(recipe: Iterable[Step], model: Model, samples: Samples | None = None) 
             raise ModelError(f"the pass `{name}` made an invalid model: {error}", "leave it out of the recipe, and report the model to us") from error
         model = made
     return model
+
+
+def validate(step: Step, model: Model) -> None:
+    """Whether there is such a pass, and it can be called so on this model. Raises ModelError."""
+    name, settings = step["pass"], step.get("settings", {})
+    if name not in PASSES:
+        raise ModelError(f"the recipe names a pass `{name}`, which there is not", f"there are {', '.join(PASSES)}")
+    check(name, _SETTINGS[name], settings)
+    if settings.get("exclude"):
+        check_excluded(name, settings["exclude"], model)

@@ -32,7 +32,7 @@ def correct_bias(original: Model, quantized: Model, samples: Samples, *, progres
 
 def correct(layer: Layer) -> None:
     """Its bias from now on."""
-    place = bias_of(layer)
+    place = bias_of(layer.node, layer.channels)
     if place is None:
         return
     before = constant_at(*place)
@@ -42,12 +42,12 @@ def correct(layer: Layer) -> None:
         write_constant(*place, before + lacks.reshape(before.shape))
 
 
-def bias_of(layer: Layer) -> tuple[onnx_ir.Node, int] | None:
-    """The node and the place where it is read; None if there is no constant with one number a channel."""
-    after, places = (layer.node, [2]) if layer.node.op_type != "MatMul" else (_added_to(layer.node.outputs[0]), [0, 1])
+def bias_of(node: onnx_ir.Node, channels: int) -> tuple[onnx_ir.Node, int] | None:
+    """The node and the place where a Conv's, Gemm's or MatMul's is read; None if there is no constant with one number a channel."""
+    after, places = (node, [2]) if node.op_type != "MatMul" else (_added_to(node.outputs[0]), [0, 1])
     for place in places:
         array = constant_at(after, place) if after is not None else None
-        if after is not None and array is not None and array.dtype == np.float32 and array.size == layer.channels == array.shape[-1]:
+        if after is not None and array is not None and array.dtype == np.float32 and array.size == channels == array.shape[-1]:
             return after, place
     return None
 

@@ -1,14 +1,15 @@
-"""An 8-bit model beside the float32 one that it was made from, walked through layer by layer on the same samples.
+"""A changed model beside the one that it was made from, walked through layer by layer on the same samples.
 
-    for layer in walk(original, quantized, samples):
-        for given, seen in layer.inputs():      # what the layer is given in the float32 model, and in the 8-bit one
+    for pair in pairs(original, pruned, counterparts, samples):
+        for given, seen in pair.inputs():       # what the node is given in the original, and in the changed one
             ...
-        layer.write_weight(integers)            # what follows is computed with these
+        write_constant(pair.node, 1, weight)    # what follows is computed with this
 
-Each model is computed once, in pieces from layer to layer. What the next pieces need is held, for as many samples as fit.
+`walk` does so with an 8-bit model and the float32 one. Each model is computed once, in pieces from layer to layer. What the next
+pieces need is held, for as many samples as fit.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,19 +27,12 @@ _KINDS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A Conv, Gemm or MatMul whose weights are constant int8, and its float32 counterpart."""
+class Pair:
+    """A node of the changed model and its counterpart in the original, before either is computed."""
 
     node: onnx_ir.Node
     original: onnx_ir.Node
-    weight: Array  # float32, as the original has it
-    grid: Grid  # of the 8-bit weights
     _cuts: "tuple[_Cut, _Cut]"
-
-    @property
-    def channels(self) -> int:
-        """How many it answers with."""
-        return int(self.weight.shape[1 if self.node.op_type == "MatMul" else axis_of(self.node)])
 
     @property
     def samples(self) -> int:
@@ -46,14 +40,35 @@ class Layer:
         return len(self._cuts[0].held)
 
     def inputs(self) -> Iterator[tuple[Array, Array]]:
-        """Sample by sample, what the original's layer is given and what the 8-bit one is."""
-        float_cut, cut = self._cuts
-        return zip(float_cut.values(self.original.inputs[0]), cut.values(self.node.inputs[0]), strict=True)
+        """Sample by sample, what the original's node is given and what the changed one is."""
+        before, now = self._cuts
+        return zip(before.values(self.original.inputs[0]), now.values(self.node.inputs[0]), strict=True)
 
     def outputs(self) -> Iterator[tuple[Array, Array]]:
-        """Sample by sample, what the original's layer answers and what the 8-bit one would now, before its answer is rounded."""
-        float_cut, cut = self._cuts
-        return zip(float_cut.answers(self.original), cut.answers(self.node), strict=True)
+        """Sample by sample, what the original's node answers and what the changed one would now; a quantized one before its answer is rounded."""
+        before, now = self._cuts
+        return zip(before.answers(self.original), now.answers(self.node), strict=True)
+
+    def summands(self) -> Iterator[tuple[Array, Array]] | None:
+        """Sample by sample, what an Add that alone reads the answer puts to it, in the original and in the changed model; None if that is not known yet."""
+        before, now = self._cuts
+        places = [_summand(node) for node in (self.original, self.node)]
+        if places[0] is None or places[1] is None or not (before.passes(places[0]) and now.passes(places[1])):
+            return None
+        return zip(before.values(places[0]), now.values(places[1]), strict=True)
+
+
+@dataclass(frozen=True)
+class Layer(Pair):
+    """A Conv, Gemm or MatMul whose weights are constant int8, and its float32 counterpart."""
+
+    weight: Array  # float32, as the original has it
+    grid: Grid  # of the 8-bit weights
+
+    @property
+    def channels(self) -> int:
+        """How many it answers with."""
+        return int(self.weight.shape[1 if self.node.op_type == "MatMul" else axis_of(self.node)])
 
     def integers(self) -> Array:
         """The 8-bit weights as they are now."""
@@ -69,21 +84,37 @@ def walk(original: Model, quantized: Model, samples: Samples, *, progress: Calla
 
     ``progress`` is told how many layers are done, of how many. Raises ModelError, SampleError.
     """
-    counterparts = {node.name: node for node in original.graph}
-    pairs = [(node, other) for node in quantized.graph if (other := counterparts.get(node.name)) is not None and _is_layer(node, other)]
-    if not pairs:
+    by_name = {node.name: node for node in original.graph}
+    counterparts = [(node, other) for node in quantized.graph if (other := by_name.get(node.name)) is not None and _is_layer(node, other)]
+    for pair in pairs(original, quantized, counterparts, samples, progress=progress):
+        weight = graph.constant(pair.original.inputs[1])
+        assert weight is not None
+        yield Layer(pair.node, pair.original, pair._cuts, weight, _grid(pair.node))
+
+
+def pairs(
+    original: Model,
+    changed: Model,
+    counterparts: Sequence[tuple[onnx_ir.Node, onnx_ir.Node]],
+    samples: Samples,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Pair]:
+    """Those nodes of ``changed``, each with its counterpart in ``original``, in the order in which they are computed.
+
+    ``progress`` is told how many are done, of how many. Raises ModelError, SampleError.
+    """
+    if not counterparts:
         return
     feeds = _feeds(samples)
-    cuts = _Cut(original, feeds), _Cut(quantized, feeds)
-    for done, (node, other) in enumerate(pairs, 1):
+    cuts = _Cut(original, feeds), _Cut(changed, feeds)
+    for done, (node, other) in enumerate(counterparts, 1):
         for cut, stop in zip(cuts, (other, node), strict=True):
             cut.advance(stop)
         _let_go(cuts)
-        weight = graph.constant(other.inputs[1])
-        assert weight is not None
-        yield Layer(node, other, weight, _grid(node), cuts)
+        yield Pair(node, other, cuts)
         if progress:
-            progress(done, len(pairs))
+            progress(done, len(counterparts))
 
 
 def constant_at(node: onnx_ir.Node, place: int) -> Array | None:
@@ -145,6 +176,14 @@ def grid_at(node: onnx_ir.Node, place: int) -> Grid | None:
         zero_point = np.zeros(scale.shape, _integers(node, place).dtype)
     axis = dequantize.attributes["axis"].as_int() if "axis" in dequantize.attributes else 1
     return Grid(scale, zero_point, axis if scale.ndim else None)
+
+
+def _summand(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """What the Add that alone reads the node's answer puts to it."""
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or node.outputs[0].is_graph_output() or uses[0].node.op_type != "Add" or uses[0].node.domain:
+        return None
+    return uses[0].node.inputs[1 - uses[0].idx]
 
 
 def _is_layer(node: onnx_ir.Node, original: onnx_ir.Node) -> bool:
@@ -216,6 +255,10 @@ class _Cut:
         for sample in self.held:
             for name in [name for name in sample if name not in names]:
                 del sample[name]
+
+    def passes(self, value: onnx_ir.Value) -> bool:
+        """Whether the tensor is computed and still wanted."""
+        return value in self._alive
 
     def values(self, value: onnx_ir.Value | None) -> Iterator[Array]:
         """A tensor that passes here, for every sample."""

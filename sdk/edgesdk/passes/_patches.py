@@ -1,27 +1,40 @@
-"""What a layer multiplies its weights with, as columns: patches of an image for a Conv, rows of a matrix for Gemm and MatMul."""
+"""What a layer multiplies its weights with, as columns: patches of an image for a Conv, rows of a matrix for Gemm and MatMul.
+
+A ConvTranspose multiplies the channels of one pixel, for each place of the kernel; LSTM, GRU and RNN the rows of what they are given.
+"""
 
 import numpy as np
 import onnx_ir
 
 from edgesdk.graph import Array
 
+_GATES = ("LSTM", "GRU", "RNN")  # of which the weights of the input are meant, [directions, gates · hidden, input]
+
 
 def matrix(node: onnx_ir.Node, weight: Array) -> Array:
     """Weights as [groups, outputs of a group, numbers in a column]."""
     if node.op_type == "Conv":
         return weight.reshape(_groups(node), weight.shape[0] // _groups(node), -1)
+    if node.op_type == "ConvTranspose":
+        return weight.reshape(_groups(node), weight.shape[0] // _groups(node), -1).swapaxes(1, 2)
+    if node.op_type in _GATES:
+        return weight.reshape(1, -1, weight.shape[2])
     return (weight if _transposed(node) else weight.T)[None]
 
 
 def from_matrix(node: onnx_ir.Node, rows: Array, shape: tuple[int, ...]) -> Array:
     """`matrix`, the other way."""
-    if node.op_type == "Conv":
+    if node.op_type == "Conv" or node.op_type in _GATES:
         return rows.reshape(shape)
+    if node.op_type == "ConvTranspose":
+        return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(shape)
     return np.ascontiguousarray(rows[0] if _transposed(node) else rows[0].T)
 
 
 def positions(node: onnx_ir.Node, weight: Array, given: tuple[int, ...]) -> int:
     """How many columns an input of that shape makes."""
+    if node.op_type == "ConvTranspose":
+        return given[0] * int(np.prod(given[2:]))
     if node.op_type != "Conv":
         return int(np.prod(given[:-1]))
     return given[0] * int(np.prod(_spatial(node, weight, given)[0]))
@@ -29,6 +42,9 @@ def positions(node: onnx_ir.Node, weight: Array, given: tuple[int, ...]) -> int:
 
 def columns(node: onnx_ir.Node, weight: Array, given: Array, picked: Array) -> Array:
     """Those of an input's columns, float32 [groups, numbers in a column, picked]."""
+    if node.op_type == "ConvTranspose":
+        pixels = np.moveaxis(given, 1, -1).reshape(-1, given.shape[1])[picked]
+        return np.ascontiguousarray(pixels.T).reshape(_groups(node), -1, len(picked))
     if node.op_type != "Conv":
         return np.ascontiguousarray(given.reshape(-1, given.shape[-1])[picked].T)[None]
     answered, strides, dilations, pads = _spatial(node, weight, given.shape)

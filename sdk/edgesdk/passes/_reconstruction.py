@@ -33,8 +33,8 @@ def reconstruct(original: Model, quantized: Model, samples: Samples, *, progress
     """``quantized`` with other integers in the weights of its Convs, Gemms and MatMuls; scales and all else stay.
 
     ``original`` is the float32 model that `quantize` was given. An output channel whose error on the samples would not be smaller
-    keeps its integers, and a layer that could not saturate still cannot. ``progress`` is told how many layers are done, of how many.
-    Raises ModelError, SampleError.
+    keeps its integers, a weight that is 0 stays so, and a layer that could not saturate still cannot. ``progress`` is told how many
+    layers are done, of how many. Raises ModelError, SampleError.
     """
     work = graph.clone(quantized)
     for layer in walk(original, work, samples, progress=progress):
@@ -50,7 +50,8 @@ def _reconstruct(layer: Layer) -> None:
     wanted = wanted / scale
     if not (np.isfinite(seen).all() and np.isfinite(wanted).all()):
         return
-    found = _rounded(seen, wanted, matrix(layer.node, layer.weight) / scale, _bounds(nearest))
+    weight = matrix(layer.node, layer.weight) / scale
+    found = _rounded(seen, wanted, weight, _bounds(nearest, weight != 0))
     better = _error(found, seen, wanted) < _error(nearest, seen, wanted)
     kept = np.where(better[:, :, None], found, nearest)
     if (kept != nearest).any():
@@ -79,19 +80,19 @@ def _moments(layer: Layer) -> tuple[Array, Array]:
 
 def _bias_rounding(layer: Layer) -> Array:
     """b - b', where the layer itself has a bias."""
-    place = bias_of(layer)
+    place = bias_of(layer.node, layer.channels)
     if place is None or place[0] is not layer.node:
         return np.zeros(layer.channels)
     before, now = graph.constant(layer.original.inputs[2]), constant_at(*place)
     return np.zeros(layer.channels) if before is None or now is None else before.astype(np.float64) - now
 
 
-def _bounds(integers: Array) -> Bounds:
-    """Between which each may move: anywhere, or where no two of an output come to what saturates, if none do now."""
+def _bounds(integers: Array, kept: Array) -> Bounds:
+    """Between which each may move: anywhere, or where no two of an output come to what saturates, if none do now; what was pruned stays nought."""
     rows = integers.reshape(-1, integers.shape[2])
     if saturation.greatest_pairs(rows).max(initial=0) > saturation.PAIR:
-        return np.full(integers.shape, -LEVEL), np.full(integers.shape, LEVEL)
-    return -_room(-rows).reshape(integers.shape), _room(rows).reshape(integers.shape)
+        return np.where(kept, -LEVEL, 0), np.where(kept, LEVEL, 0)
+    return np.where(kept, -_room(-rows).reshape(integers.shape), 0), np.where(kept, _room(rows).reshape(integers.shape), 0)
 
 
 def _room(rows: Array) -> Array:

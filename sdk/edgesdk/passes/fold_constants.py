@@ -20,7 +20,7 @@ def fold_constants(model: Model) -> Model:
     """
     folded = graph.clone(model)
     graph.infer_shapes(folded)
-    while _fold_shapes(folded) or _fold_nodes(folded):
+    while _fold_shapes(folded) or _fold_lengths(folded) or _fold_nodes(folded):
         graph.infer_shapes(folded)
     return folded
 
@@ -42,6 +42,23 @@ def _fold_shapes(model: Model) -> int:
             start, end = (node.attributes[name].as_int() if name in node.attributes else None for name in ("start", "end"))
             _replace(model.graph, node.outputs[0], lengths[start:end])
     _remove(model.graph, [node for node in model.graph if node.op_type in ("Shape", "Size") and _unused(node)])
+    return found
+
+
+def _fold_lengths(model: Model) -> int:
+    """A Gather of some lengths of a shape that are known, though others are not."""
+    found = 0
+    for node in list(model.graph):
+        before = node.inputs[0].producer() if node.op_type == "Gather" and not node.domain and node.inputs[0] is not None else None
+        if before is None or before.op_type != "Shape" or before.domain or before.attributes or before.inputs[0] is None:
+            continue
+        shape, indices = before.inputs[0].shape, graph.constant(node.inputs[1])
+        if shape is None or indices is None or not node.outputs[0].uses():
+            continue
+        lengths = [shape[int(index)] for index in indices.reshape(-1)]
+        if all(isinstance(length, int) for length in lengths):
+            _replace(model.graph, node.outputs[0], np.array(lengths, np.int64).reshape(indices.shape))
+            found += 1
     return found
 
 

@@ -1,0 +1,263 @@
+"""The weights that sum over a group's channels: what they are multiplied with, and which of the channels they can spare.
+
+    moments = measure(model, {("conv_4", 1)}, feeds)
+    left = eliminate([reader], count=64, stops={48, 32})     # one channel after another, the other weights set anew each time
+
+One unit after another goes, each time the one for which the readers' answers change least if all their other weights are solved anew:
+the optimal brain surgeon (Hassibi and Stork 1993) for whole columns, as in Kurtic et al. 2023, "ZipLM" (arXiv:2302.04089), section 3.1;
+reconstruction as the criterion is He et al. 2017 (arXiv:1707.06168) and Luo et al. 2017, "ThiNet" (arXiv:1707.06342). The second
+moments of what the weights are multiplied with are all that this needs, so memory does not grow with the samples.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+
+from edgesdk import graph
+from edgesdk.graph import Array, Feeds, Model
+from edgesdk.passes._bias_correction import bias_of
+from edgesdk.passes._dimensions import Slice
+from edgesdk.passes._layers import write_constant
+from edgesdk.passes._patches import columns, from_matrix, matrix, positions
+
+COLUMNS = 32768  # of a layer's inputs that are looked at, over all samples; at least four for each weight of an output
+DAMPING = 0.01  # pull to the weights as they were, in mean second moments: a few samples do not say everything
+ROUNDS = 128  # of elimination in a group, at most: of more units several go at a time
+HELD_BYTES = 1 << 29  # of second moments at a time; the samples are run again for the next
+_GATES = ("LSTM", "GRU", "RNN")
+
+Place = tuple[str, int]  # a node's name, and the input where it reads the weights
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of what weights are multiplied with: means [groups, columns] and second moments about them [groups, columns, columns]. No means, about zero."""
+
+    mean: Array
+    second: Array
+
+    def damped(self) -> Array:
+        each = np.trace(self.second, axis1=1, axis2=2) / self.second.shape[1]
+        return self.second + np.where(each > 0, DAMPING * each, 1.0)[:, None, None] * np.eye(self.second.shape[1])
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Weights [groups, outputs, columns], the moments of the columns, and the unit that each column belongs to, or -1."""
+
+    weight: Array
+    moments: Moments
+    units: Array
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """Units in the order in which they went, the error after each in shares of the readers' power, and the readers' weights at the stops, by units left."""
+
+    order: tuple[int, ...]
+    errors: tuple[float, ...]
+    weights: dict[int, list[Array]]
+
+
+def is_reader(node: onnx_ir.Node, place: int) -> bool:
+    """Whether these are weights that can be set anew: float32, of a Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN."""
+    weight = graph.constant(node.inputs[place])
+    if node.domain or weight is None or weight.dtype != np.float32 or not weight.size:
+        return False
+    if node.op_type in _GATES:
+        return place == 1 or (place == 2 and bool(node.outputs[0].name))
+    plain = node.op_type in ("Conv", "ConvTranspose") or (node.op_type in ("Gemm", "MatMul") and weight.ndim == 2)
+    return place == 1 and plain and not ("transA" in node.attributes and node.attributes["transA"].as_int())
+
+
+def weight_rows(node: onnx_ir.Node, place: int) -> Array:
+    """[groups, outputs, columns], float64."""
+    weight = graph.constant(node.inputs[place])
+    assert weight is not None
+    return (matrix(node, weight) if place == 1 else weight).astype(np.float64)
+
+
+def write_rows(node: onnx_ir.Node, place: int, rows: Array) -> None:
+    """These weights from now on, of this node alone."""
+    weight = graph.constant(node.inputs[place])
+    assert weight is not None
+    write_constant(node, place, (from_matrix(node, rows, weight.shape) if place == 1 else rows).astype(np.float32))
+
+
+def has_shift(node: onnx_ir.Node, place: int) -> bool:
+    """Whether a constant for each output can be added to what these weights make."""
+    if place != 1 or node.op_type == "ConvTranspose":
+        return False
+    if node.op_type in _GATES:
+        return len(node.inputs) > 3 and graph.constant(node.inputs[3]) is not None
+    if node.op_type == "Gemm" and any(name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta")):
+        return False
+    absent = node.op_type != "MatMul" and (len(node.inputs) < 3 or node.inputs[2] is None)
+    return absent or bias_of(node, weight_rows(node, 1).shape[0] * weight_rows(node, 1).shape[1]) is not None
+
+
+def add_shift(node: onnx_ir.Node, shift: Array) -> None:
+    """That constant, [outputs of all groups]."""
+    if node.op_type in _GATES:
+        before = graph.constant(node.inputs[3])
+        assert before is not None
+        both = before.astype(np.float64)  # [directions, of the input's gates and of the recurrent ones']
+        both[:, : both.shape[1] // 2] += shift.reshape(len(both), -1)
+        write_constant(node, 3, both)
+        return
+    found = bias_of(node, len(shift))
+    if found is None:
+        assert isinstance(node.graph, onnx_ir.Graph)
+        node.resize_inputs(3)
+        node.replace_input_with(2, graph.add_constant(node.graph, f"{node.name}_bias", shift.astype(np.float32)))
+        return
+    bias = graph.constant(found[0].inputs[found[1]])
+    assert bias is not None
+    write_constant(*found, bias + shift.reshape(bias.shape))
+
+
+def units_of(node: onnx_ir.Node, part: Slice) -> Array:
+    """The unit that each column belongs to."""
+    along = np.array(part.units)
+    if node.op_type == "ConvTranspose":
+        along = along[: weight_rows(node, 1).shape[2]]  # the same in each group
+    return np.repeat(along, weight_rows(node, part.place).shape[2] // len(along))
+
+
+def measure(model: Model, places: Iterable[Place], feeds: Sequence[Feeds]) -> Iterator[tuple[Place, Moments]]:
+    """What the weights at these places are multiplied with. Raises ModelError."""
+    nodes = {str(node.name): node for node in model.graph}
+    left = sorted(places)
+    while left:
+        size, count = 0, 0
+        while count < len(left) and (not count or size <= HELD_BYTES):
+            groups, _, length = weight_rows(nodes[left[count][0]], left[count][1]).shape
+            size += groups * length * length * 8
+            count += 1
+        yield from _measure(model, [(nodes[name], place) for name, place in left[:count]], feeds).items()
+        left = left[count:]
+
+
+def _measure(model: Model, places: list[tuple[onnx_ir.Node, int]], feeds: Sequence[Feeds]) -> dict[Place, Moments]:
+    exposed = _exposing(model, [_multiplied(node, place) for node, place in places])
+    found: dict[Place, tuple[Array, Array, int]] = {}
+    random = np.random.default_rng(0)
+    for given in feeds:
+        answers = graph.run(exposed, given)
+        for node, place in places:
+            found_now = _columns(node, place, answers[str(_multiplied(node, place).name)], len(feeds), random)
+            second, total, count = found.get((str(node.name), place), (0.0, 0.0, 0))
+            found[str(node.name), place] = (
+                second + (found_now @ found_now.swapaxes(1, 2)).astype(np.float64),
+                total + found_now.sum(axis=2, dtype=np.float64),
+                count + found_now.shape[2],
+            )
+    made = {}
+    for node, place in places:
+        second, total, count = found[str(node.name), place]
+        mean = total / max(count, 1) * has_shift(node, place)
+        made[str(node.name), place] = Moments(mean, second / max(count, 1) - mean[:, :, None] * mean[:, None])
+    return made
+
+
+def _exposing(model: Model, values: list[onnx_ir.Value]) -> onnxruntime.InferenceSession:
+    """A session that answers with these tensors."""
+    measuring = graph.clone(model)
+    by_name = onnx_ir.convenience.create_value_mapping(measuring.graph)
+    measuring.graph.outputs.clear()
+    for name in dict.fromkeys(str(value.name) for value in values):
+        by_name[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        measuring.graph.outputs.append(by_name[name])
+    return graph.session(measuring)
+
+
+def _multiplied(node: onnx_ir.Node, place: int) -> onnx_ir.Value:
+    value = node.inputs[0] if place == 1 else node.outputs[0]
+    assert value is not None
+    return value
+
+
+def _columns(node: onnx_ir.Node, place: int, given: Array, feeds: int, random: np.random.Generator) -> Array:
+    """Some of the columns that the weights are multiplied with, [groups, numbers in a column, picked]."""
+    weight = graph.constant(node.inputs[place])
+    assert weight is not None
+    if place == 2:
+        return hidden_columns(node, given)
+    each = -(-max(COLUMNS, 4 * matrix(node, weight).shape[2]) // feeds)
+    there = positions(node, weight, given.shape)
+    picked = np.arange(there) if there <= each else np.sort(random.choice(there, each, replace=False))
+    return columns(node, weight, given, picked)
+
+
+def hidden_columns(node: onnx_ir.Node, answer: Array) -> Array:
+    """What a recurrent node answers, as what its own weights are multiplied with, [directions, hidden, steps · batch]."""
+    first = "layout" in node.attributes and node.attributes["layout"].as_int() == 1  # batch first
+    return np.ascontiguousarray(np.moveaxis(answer, (-2 if first else -3, -1), (0, 1)).reshape(answer.shape[-2 if first else -3], answer.shape[-1], -1))
+
+
+def eliminate(readers: Sequence[Reader], count: int, stops: Collection[int], order: Sequence[int] | None = None) -> Elimination:
+    """Units go until the fewest of ``stops`` are left; in this order if one is given, else the one first that the readers can spare best."""
+    works = [_Work(reader, count) for reader in readers]
+    left, gone, errors = list(range(count)), list[int](), list[float]()
+    weights: dict[int, list[Array]] = {}
+    while len(left) > min(stops):
+        ahead = len(left) - max(stop for stop in stops if stop < len(left))
+        scores = np.sum([work.scores(left) for work in works], axis=0)
+        going = _going(left, scores, order[len(gone) :] if order is not None else None, min(ahead, -(-count // ROUNDS)))
+        for unit in going:  # together they cost more than the sum, which is no matter for the few of a round
+            errors.append((errors[-1] if errors else 0.0) + float(scores[left.index(unit)]))
+        left = [unit for unit in left if unit not in going]
+        gone += going
+        for work in works:
+            work.remove(going)
+        if len(left) in stops:
+            weights[len(left)] = [work.weight.copy() for work in works]
+    return Elimination(tuple(gone), tuple(errors), weights)
+
+
+def _going(left: list[int], scores: Array, order: Sequence[int] | None, most: int) -> list[int]:
+    if order is not None:
+        return list(order[:most])
+    return [left[place] for place in np.argsort(scores, kind="stable")[:most]]
+
+
+class _Work:
+    """A reader while units go: its weights as they are best for those left, and the inverse moments of those."""
+
+    def __init__(self, reader: Reader, count: int) -> None:
+        self.weight = reader.weight.copy()
+        self._inverse = np.linalg.inv(reader.moments.damped())
+        self._columns = [np.flatnonzero(reader.units == unit) for unit in range(count)]
+        self._power = max(float(((self.weight @ reader.moments.second) * self.weight).sum()), np.finfo(np.float64).tiny)
+
+    def scores(self, units: list[int]) -> Array:
+        """How much each would cost, in shares of the answers' power."""
+        blocks = np.array([self._columns[unit] for unit in units])  # [units, columns of one]
+        inverse = self._inverse[:, blocks[:, :, None], blocks[:, None]]
+        weight = self.weight[:, :, blocks].transpose(0, 2, 3, 1)  # [groups, units, columns of one, outputs]
+        return np.asarray((weight * np.linalg.solve(inverse, weight)).sum(axis=(0, 2, 3)) / self._power)
+
+    def remove(self, units: list[int]) -> None:
+        block = np.concatenate([self._columns[unit] for unit in units])
+        spread = self._inverse[:, :, block] @ np.linalg.inv(self._inverse[:, block[:, None], block])
+        self.weight -= self.weight[:, :, block] @ spread.swapaxes(1, 2)
+        self._inverse -= spread @ self._inverse[:, block]
+        self.weight[:, :, block] = 0
+        self._inverse[:, block], self._inverse[:, :, block] = 0, 0
+
+
+def norms(nodes: Mapping[str, onnx_ir.Node], parts: Sequence[Slice], count: int, power: int) -> Array:
+    """The size of each unit in the weights that make it: sums of |w| to that power, each layer's in shares of its own."""
+    total = np.zeros(count)
+    for part in parts:
+        weight = graph.constant(nodes[part.node].inputs[part.place])
+        units = np.array(part.units)
+        if weight is None or weight.dtype.kind != "f":
+            continue
+        sizes = (np.abs(weight.astype(np.float64)) ** power).sum(axis=tuple(axis for axis in range(weight.ndim) if axis != part.axis))
+        each = np.bincount(units[units >= 0], sizes[units >= 0], count)
+        total += each / max(float(each.sum()), np.finfo(np.float64).tiny)
+    return total

@@ -1,0 +1,314 @@
+"""Whole channels go, and what is left is set anew so that the network answers what it answered: on the graph alone, without labels or training.
+
+    smaller = prune(simplified, samples=calibration, macs=0.5, multiple=8)      # half of the multiply-accumulates stay
+
+    found = survey(simplified, samples=calibration, multiple=8)                 # the same in steps
+    found.prunable[3].effects                                                   # what fewer channels there do to the answers
+    smaller = carry_out(found, choose(found, macs=0.5))
+
+Which channels of a group go first is decided by what its readers can spare (`_readers`); how many, by what that does to the model's own
+answers, measured group by group (`_allocation`); and then the layers are set anew from the first to the last (`_repair`).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_ir
+
+from edgesdk import costs, graph
+from edgesdk.errors import ModelError, SampleError
+from edgesdk.graph import Array, Feeds, Model
+from edgesdk.passes._allocation import Costs, Table, allocate, of_macs, of_parameters
+from edgesdk.passes._dimensions import Dimensions, Group, Whole, analyse, shrink
+from edgesdk.passes._readers import Elimination, Moments, Reader, add_shift, eliminate, has_shift, is_reader, measure, norms, units_of, weight_rows, write_rows
+from edgesdk.passes._repair import repair as repaired
+from edgesdk.sampling import Samples
+
+SAMPLES = 512  # that are looked at
+MERGED = 16  # samples run as one, where the model takes them so
+JUDGED = 256  # samples on which the effect on the model's answers is measured
+STEPS = 8  # numbers of channels for which it is, in a group; between them it follows the readers' error
+
+Criterion = Literal["reconstruction", "activation", "l1", "l2"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """A group, in which order its units go, and what that does."""
+
+    group: Group
+    order: tuple[int, ...]
+    counts: tuple[int, ...]  # of units that may stay, all of them first
+    effects: tuple[float, ...]  # on the model's answers, as a share of their variance, for each of the counts
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `choose` decides on and `carry_out` acts on."""
+
+    model: Model
+    prunable: tuple[Prunable, ...]
+    whole: tuple[Whole, ...]
+    macs: int  # of one sample
+    parameters: int
+    repair: bool
+    _dimensions: Dimensions
+    _feeds: tuple[Feeds, ...]
+    _costs: Mapping[str, Costs]  # macs, parameters
+
+    def share(self, of: Literal["macs", "parameters"], kept: Mapping[str, int]) -> float:
+        """Of the multiply-accumulates or of the parameters, what stays when so many units of these groups do; of the others all."""
+        removed = np.array([group.count - kept.get(group.name, group.count) for group in self._dimensions.groups], float)
+        return self._costs[of].of(removed) / self._costs[of].of(np.zeros(len(removed)))
+
+
+def prune(
+    model: Model,
+    *,
+    samples: Samples,
+    macs: float | None = None,
+    parameters: float | None = None,
+    multiple: int = 1,
+    criterion: Criterion = "reconstruction",
+    repair: bool = True,
+    exclude: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Model:
+    """The model with that share of its multiply-accumulates or parameters, or less; the very same model where nothing can go.
+
+    Channels come in multiples of ``multiple`` along the tensors that they make. ``criterion`` says which go first: those whose going costs
+    the least when all other weights are set anew, or those of the least weight times activation, or of the least weights; ``repair=False``
+    leaves the others' weights as they are. ``exclude`` names nodes whose weights keep their channels. Raises ModelError, SampleError.
+    """
+    found = survey(model, samples=samples, multiple=multiple, criterion=criterion, repair=repair, exclude=exclude, progress=progress)
+    return carry_out(found, choose(found, macs=macs, parameters=parameters))
+
+
+def survey(
+    model: Model,
+    *,
+    samples: Samples,
+    multiple: int = 1,
+    criterion: Criterion = "reconstruction",
+    repair: bool = True,
+    exclude: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Survey:
+    """What can go, what that does to the answers, and what stays whole and why. ``progress`` is told how many groups are done, of how many."""
+    if multiple < 1:
+        raise ModelError(f"multiple is {multiple}: channels come in whole numbers", "1 leaves all numbers open")
+    single, merged = _feeds(model, samples)
+    dimensions = analyse(model)
+    counts = {group.name: _counts(group, multiple) for group in dimensions.groups}
+    reasons = {group.name: _reason(group, counts[group.name], multiple, set(exclude)) for group in dimensions.groups}
+    wanted = [group for group in dimensions.groups if reasons[group.name] is None]
+    prunable: list[Prunable] = []
+    for ranked in _ranked(model, wanted, counts, criterion, merged, repair=repair, dimensions=dimensions):
+        prunable.append(ranked)
+        if progress:
+            progress(len(prunable), len(wanted))
+    kept_whole = [Whole(group.name, group.count * group.width, reason) for group in dimensions.groups if (reason := reasons[group.name]) is not None]
+    return Survey(
+        model=model,
+        prunable=tuple(prunable),
+        whole=(*dimensions.whole, *kept_whole),
+        macs=sum(costs.macs(model, costs.shapes(model, single)).values()),
+        parameters=graph.describe(model).parameters,
+        repair=repair,
+        _dimensions=dimensions,
+        _feeds=tuple(merged),
+        _costs={"macs": of_macs(model, dimensions, single), "parameters": of_parameters(model, dimensions)},
+    )
+
+
+def choose(found: Survey, *, macs: float | None = None, parameters: float | None = None) -> dict[str, int]:
+    """How many units of each prunable group stay, so that this share stays of the multiply-accumulates or of the parameters.
+
+    Where so much cannot go, what can. Raises ModelError unless one of them is told.
+    """
+    if (macs is None) == (parameters is None):
+        raise ModelError("`prune` is told one thing to go by: the share of the multiply-accumulates that stays, or of the parameters", "macs=0.5 keeps half")
+    of, share = ("macs", macs) if macs is not None else ("parameters", parameters)
+    assert share is not None
+    if not 0 < share <= 1:
+        raise ModelError(f"{of} is {share:g}: it is the share that stays, above 0 and at most 1", "0.5 keeps half")
+    by_name = {each.group.name: each for each in found.prunable}
+    tables = [_table(by_name.get(group.name)) for group in found._dimensions.groups]
+    costs_of = found._costs[of]
+    places = allocate(costs_of, tables, share * costs_of.of(np.zeros(len(tables))))
+    return {group.name: by_name[group.name].counts[place] for group, place in zip(found._dimensions.groups, places, strict=True) if group.name in by_name}
+
+
+def _table(prunable: Prunable | None) -> Table:
+    """Of a group that stays whole, one row."""
+    if prunable is None:
+        return Table(np.zeros(1), np.zeros(1))
+    return Table(prunable.group.count - np.array(prunable.counts, float), np.array(prunable.effects))
+
+
+def carry_out(found: Survey, kept: Mapping[str, int], *, progress: Progress | None = None) -> Model:
+    """The model with so many units of these groups; the very same if those are all. ``progress`` is told how many layers are set anew, of how many."""
+    removed = {each.group.name: each.order[: each.group.count - kept[each.group.name]] for each in found.prunable if each.group.name in kept}
+    if not any(removed.values()):
+        return found.model
+    smaller = shrink(found.model, found._dimensions, removed)
+    if found.repair:
+        original = graph.clone(found.model)
+        gone = np.zeros(len(found._dimensions.roots), bool)
+        for name, units in removed.items():
+            gone[found._dimensions.units[name][list(units)]] = True
+
+        def stays(node: str, place: int) -> tuple[Array, ...]:
+            return tuple(~gone[found._dimensions.roots[axis.atoms]] for axis in found._dimensions.constants[node, place])
+
+        repaired(original, smaller, stays, _samples(found._feeds), progress=progress)
+    return smaller
+
+
+def _feeds(model: Model, samples: Samples) -> tuple[Feeds, list[Feeds]]:
+    """The first one, and all that are looked at, several as one where the model answers them so as it answers each."""
+    feeds = list(samples.first(SAMPLES))
+    if not feeds:
+        raise SampleError(f"{samples.source} holds no samples", "give at least one")
+    first = graph.inputs(model)
+    free = all(info.shape and info.shape[0] is None for info in first)
+    alike = all({name: array.shape for name, array in each.items()} == {name: array.shape for name, array in feeds[0].items()} for each in feeds)
+    if len(feeds) == 1 or not free or not alike or not _answers_apart(model, feeds[:3]):
+        return feeds[0], feeds
+    return feeds[0], [_merged(feeds[begin : begin + MERGED]) for begin in range(0, len(feeds), MERGED)]
+
+
+def _merged(feeds: Sequence[Feeds]) -> Feeds:
+    return {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
+
+
+def _answers_apart(model: Model, feeds: Sequence[Feeds]) -> bool:
+    """Whether several feeds as one are answered as each alone."""
+    session = graph.session(model)
+    try:
+        together, apart = graph.run(session, _merged(feeds)), _merged([graph.run(session, each) for each in feeds])
+    except (ModelError, ValueError):
+        return False
+    return all(together[name].shape == array.shape and np.allclose(together[name], array, 1e-3, 1e-4, equal_nan=True) for name, array in apart.items())
+
+
+def _samples(feeds: Sequence[Feeds]) -> Samples:
+    return Samples("the calibration samples", lambda: iter(feeds), len(feeds))
+
+
+def _counts(group: Group, multiple: int) -> tuple[int, ...]:
+    """Of units, so that their channels are a multiple; all of them, whatever they are."""
+    return (group.count, *(count for count in range(group.count - 1, 0, -1) if count * group.width % multiple == 0))
+
+
+def _reason(group: Group, counts: tuple[int, ...], multiple: int, exclude: set[str]) -> str | None:
+    """Why it stays whole, or None."""
+    left_out = sorted({part.node for part in (*group.makers, *group.readers)} & exclude)
+    if left_out:
+        return f"`{left_out[0]}` is to keep its channels"
+    return f"there is no more than one multiple of {multiple}" if len(counts) == 1 else None
+
+
+def _ranked(
+    model: Model,
+    groups: Sequence[Group],
+    counts: Mapping[str, tuple[int, ...]],
+    criterion: Criterion,
+    feeds: list[Feeds],
+    *,
+    repair: bool,
+    dimensions: Dimensions,
+) -> Iterator[Prunable]:
+    nodes = {str(node.name): node for node in model.graph}
+    places = {(part.node, part.place) for group in groups for part in group.readers if is_reader(nodes[part.node], part.place)}
+    moments = dict(measure(model, places, feeds))
+    judge = _Judge(model, feeds[: -(-JUDGED // max(len(next(iter(feeds[0].values()))), 1))])
+    for group in groups:
+        stops = counts[group.name]
+        tried = [stops[place] for place in np.unique(np.linspace(0, len(stops) - 1, min(STEPS, len(stops) - 1) + 1).round().astype(int))][1:]
+        gone = _eliminated(nodes, group, moments, criterion, set(tried))
+        effects = [0.0]
+        for count in tried:
+            effects.append(judge.effect(_without(model, dimensions, group, gone, count, moments, repair=repair)))
+        errors = np.array([0.0, *gone.errors])[[group.count - count for count in stops]]
+        anchors = np.array([0.0, *gone.errors])[[group.count - count for count in (group.count, *tried)]]
+        smooth = np.interp(errors, anchors, np.maximum.accumulate(effects))
+        yield Prunable(group, gone.order, stops, tuple(float(each) for each in smooth))
+
+
+def _eliminated(
+    nodes: Mapping[str, onnx_ir.Node], group: Group, moments: Mapping[tuple[str, int], Moments], criterion: Criterion, stops: set[int]
+) -> Elimination:
+    parts = [part for part in group.readers if (part.node, part.place) in moments]
+    readers = [Reader(weight_rows(nodes[part.node], part.place), moments[part.node, part.place], units_of(nodes[part.node], part)) for part in parts]
+    readers = [reader for reader in readers if np.isfinite(reader.moments.second).all()]
+    if criterion == "reconstruction" and readers:
+        return eliminate(readers, group.count, stops)
+    if criterion == "activation" and readers:
+        sizes = np.sum([_activity(reader, group.count) for reader in readers], axis=0)
+    else:
+        sizes = norms(nodes, group.makers, group.count, 1 if criterion == "l1" else 2)
+    order = np.argsort(sizes, kind="stable").tolist()
+    if readers:
+        return eliminate(readers, group.count, stops, order)
+    return Elimination(tuple(order), tuple(np.cumsum(sizes[order]).tolist()), {})
+
+
+def _activity(reader: Reader, count: int) -> Array:
+    """Of each unit, its part of the readers' power as if the units did not depend on each other."""
+    each = (np.diagonal(reader.moments.second, axis1=1, axis2=2) * (reader.weight**2).sum(axis=1)).sum(axis=0)
+    return np.asarray(np.bincount(reader.units[reader.units >= 0], each[reader.units >= 0], count) / max(float(each.sum()), np.finfo(np.float64).tiny))
+
+
+def _without(
+    model: Model, dimensions: Dimensions, group: Group, gone: Elimination, count: int, moments: Mapping[tuple[str, int], Moments], *, repair: bool
+) -> Model:
+    """The model where so many units of one group are left, and its readers alone are set anew."""
+    work = graph.clone(model)
+    nodes = {str(node.name): node for node in work.graph}
+    parts = [part for part in group.readers if (part.node, part.place) in moments]
+    for part, rows in zip(parts, gone.weights.get(count, []), strict=False):
+        node = nodes[part.node]
+        if not repair:
+            break
+        before = weight_rows(node, part.place)
+        write_rows(node, part.place, rows)
+        if has_shift(node, part.place):
+            add_shift(node, ((before - rows) @ moments[part.node, part.place].mean[:, :, None]).ravel())
+    return shrink(work, dimensions, {group.name: gone.order[: group.count - count]})
+
+
+class _Judge:
+    """What becomes of the answers of a model."""
+
+    def __init__(self, model: Model, feeds: Sequence[Feeds]) -> None:
+        self._feeds = feeds
+        self._answers = list(self._run(model))
+
+    def effect(self, changed: Model) -> float:
+        """The mean over the outputs of the squared difference, as a share of the variance; whole numbers and truths, the share that differ."""
+        sums: dict[str, list[float]] = {}
+        for before, now in zip(self._answers, self._run(changed), strict=True):
+            for name, array in before.items():
+                total = sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
+                for place, part in enumerate(_differences(array, now[name])):
+                    total[place] += part
+        effects = [difference / max(power - mean**2 / max(count, 1), np.finfo(np.float32).tiny) for difference, power, mean, count in sums.values()]
+        return float(np.mean([min(each, 1e6) for each in effects]))
+
+    def _run(self, model: Model) -> Iterator[dict[str, Array]]:
+        session = graph.session(model)
+        return (graph.run(session, feeds) for feeds in self._feeds)
+
+
+def _differences(before: Array, now: Array) -> tuple[float, float, float, float]:
+    """Squared difference, squares, sum and count."""
+    if before.dtype.kind != "f" or before.shape != now.shape:
+        differing = float((before != now).sum()) if before.shape == now.shape else float(before.size)
+        return differing, float(before.size), 0.0, float(before.size)
+    finite = np.isfinite(before)
+    ours, theirs = before[finite].astype(np.float64), np.nan_to_num(now[finite].astype(np.float64))
+    return float(((ours - theirs) ** 2).sum()), float((ours**2).sum()), float(ours.sum()), float(ours.size)
