@@ -140,6 +140,8 @@ def choose(found: Survey, *, macs: float | None = None, parameters: float | None
     assert share is not None
     if not 0 < share <= 1:
         raise ModelError(f"{of} is {share:g}: it is the share that stays, above 0 and at most 1", "0.5 keeps half")
+    if not found.prunable:
+        return {}
     by_name = {each.group.name: each for each in found.prunable}
     tables = [_table(by_name.get(group.name)) for group in found._dimensions.groups]
     costs_of = found._costs[of]
