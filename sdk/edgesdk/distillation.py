@@ -31,7 +31,7 @@ from edgesdk.torch_twin import Twin, written
 HELD_BYTES = 1 << 30  # of samples; later ones are let go beyond it
 HELD_BACK = 1 / 8  # of the samples, to see by whether training helps
 BATCH, PART = 64, 16  # rows to a step, and to a piece of it: cores share the pieces
-RATE = 1e-3  # of Adam, at its highest
+RATE = 1e-2  # of Adam, at its highest, as a share of what the weights of a tensor measure: folding and equalizing leave them at any size
 WARM_UP = 0.05  # share of the training in which the rate rises
 LOOKS = 20  # at what is held back, spread over the training
 _LAST = ("Softmax", "LogSoftmax", "ArgMax", "Identity", "Cast")  # at the end of a model; what it answers is compared before them
@@ -209,7 +209,8 @@ def _trained(
 
     numbers = list(twin.numbers.values())
     free = [number.detach() != 0 if keep_zeros else None for number in numbers]
-    optimizer = torch.optim.Adam(numbers)
+    sizes = [max(float(number.detach().square().mean().sqrt()), 1e-2) for number in numbers]  # a bias may begin as 0
+    optimizer = torch.optim.Adam([{"params": [number]} for number in numbers])
 
     def gradients(piece: _Piece) -> Any:
         """Apart from other pieces', so that their sum does not depend on which was first."""
@@ -230,7 +231,9 @@ def _trained(
                 best, closest = twin.arrays(), distance
         if share == 1.0:
             return best
-        optimizer.param_groups[0]["lr"] = RATE * min((share + 1e-3) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * share))
+        rate = RATE * min((share + 1e-3) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * share))
+        for group, size in zip(optimizer.param_groups, sizes, strict=True):
+            group["lr"] = rate * size
         for number, mask, parts in zip(numbers, free, zip(*judge.each(gradients, training.pieces(batch)), strict=True), strict=True):
             number.grad = sum(parts) if mask is None else sum(parts) * mask
         torch.nn.utils.clip_grad_norm_(numbers, 1.0)

@@ -84,7 +84,7 @@ class Twin:
 
     def answered(self, feeds: Feeds) -> list[Array]:
         """The same as arrays, without gradients."""
-        with self._torch.inference_mode():
+        with self._torch.no_grad():
             return [answer.numpy() for answer in self(feeds)]
 
     def arrays(self) -> dict[str, Array]:

@@ -43,14 +43,14 @@ def test_any_units_of_any_odd_graph_go(generated: Generated, seed: int) -> None:
     some_units_go(Prunable(generated.model, generated.feeds, generated.feeds, planted=0), seed)
 
 
-@settings(QUICKLY, max_examples=5)
+@settings(QUICKLY, max_examples=3)
 @given(data=st.data())
 @pytest.mark.parametrize("block", BLOCKS)
 def test_any_units_of_each_block_go(block: str, data: st.DataObject) -> None:
     some_units_go(data.draw(networks(only=block)), seed=0)
 
 
-@settings(QUICKLY, max_examples=5)
+@settings(QUICKLY, max_examples=3)
 @given(data=st.data())
 @pytest.mark.parametrize("block", BLOCKS)
 def test_dead_channels_of_each_block_go(block: str, data: st.DataObject) -> None:

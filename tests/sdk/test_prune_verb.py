@@ -14,6 +14,7 @@ from edgesdk import constraints, graph, passes, profiles, pruning, sampling, spa
 from edgesdk.cli import app
 from edgesdk.errors import ProjectError
 from tests import digits
+from tests.sdk.small_models import build, node, numbers
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +135,19 @@ def test_what_cannot_be_done_is_said_and_nothing_written(
     assert told in err
     assert out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_where_nothing_can_go_that_is_said_and_why(tmp_path: Path) -> None:
+    model = build([node("Relu", ["x"], ["h"]), node("MatMul", ["h", "w"], ["y"])], inputs={"x": [1, 4]}, outputs={"y": [1, 3]}, weights={"w": numbers(4, 3)})
+    graph.save_as(model, tmp_path / "model.onnx")
+    np.save(tmp_path / "samples.npy", numbers(16, 4))
+    profile, samples = profiles.find("x86-cpu"), str(tmp_path / "samples.npy")
+    with pytest.raises(edgesdk.EdgeSDKError, match=r"nothing in `model.onnx` can be pruned"):
+        pruning.prune(tmp_path / "model.onnx", profile, pruning.Goal("macs", 0.5), samples=samples)
+    seen = pruning.outlook(tmp_path / "model.onnx", profile, pruning.Goal("macs", 0.5), samples=samples)
+    assert seen.channels == ()
+    assert seen.macs_share == 1
+    assert [each.name for each in seen.whole] == ["y"]
 
 
 def test_distilling_without_pytorch_says_so_before_the_work(calibration: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import onnx_ir
 from edgesdk import costs, graph
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._dimensions import Dimensions
+from edgesdk.passes._readers import GATES
 from edgesdk.passes._ties import Axis
 
 _EXACT = 1e-9
@@ -41,7 +42,7 @@ def of_macs(model: Model, dimensions: Dimensions, feeds: Feeds) -> Costs:
         name = str(node.name)
         if name not in by_node:
             continue
-        weights = [place for place in (1, 2) if (name, place) in dimensions.constants and (place == 1 or node.op_type in ("LSTM", "GRU", "RNN"))]
+        weights = [place for place in ((1, 2) if node.op_type in GATES else (1,)) if (name, place) in dimensions.constants]
         sizes = [_size(node, place) for place in weights]
         items += [(by_node[name] * size / sum(sizes), dimensions.constants[name, place]) for place, size in zip(weights, sizes, strict=True)]
         if not weights:

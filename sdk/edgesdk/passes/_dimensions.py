@@ -20,12 +20,15 @@ import onnx_ir
 from edgesdk import graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
-from edgesdk.passes._rules_shapes import MOVING, numbers
+from edgesdk.passes._folds import settle
+from edgesdk.passes._rules_folding import FOLDING
+from edgesdk.passes._rules_lengths import COUNTING, numbers
+from edgesdk.passes._rules_shapes import MOVING
 from edgesdk.passes._rules_weights import COMPUTING
 from edgesdk.passes._ties import Axis
-from edgesdk.passes._tracing import Kept, NotUnderstoodError, Rewrite, Tracing, Use, settle, where
+from edgesdk.passes._tracing import Kept, NotUnderstoodError, Rewrite, Tracing, Use, where
 
-_RULES = {**COMPUTING, **MOVING}
+_RULES = {**COMPUTING, **MOVING, **FOLDING, **COUNTING}
 _TOLD = {"Reshape": 1, "Expand": 1, "ConstantOfShape": 0, "Resize": 3, "Slice": 2, "Tile": 1}  # the input by which lengths are told, and followed
 
 

@@ -28,7 +28,7 @@ SOLVED = 1e-6  # of the first residual
 class Problem:
     """Weights W for which the trace of W·seen·Wᵀ - 2·W·wantedᵀ is to be small, by group; moments are about the means, if those are not 0."""
 
-    weight: Array  # [groups, outputs, columns], the original's
+    weight: Array  # [groups, outputs, columns], the original's, of what is left of them
     seen: Array  # x'·x'ᵀ, [groups, column, column]
     wanted: Array  # W·x·x'ᵀ, [groups, outputs, column]
     seen_mean: Array  # of x', [groups, columns]
@@ -49,13 +49,33 @@ class Problem:
         return np.asarray((self.wanted_mean - (weights @ self.seen_mean[:, :, None])[:, :, 0]).ravel())
 
 
-def measure(pair: Pair, weight: Array, *, centred: bool) -> Problem:
-    """Of a Conv, Gemm or MatMul with these weights in the original; ``centred`` where a bias can take up the means."""
-    rows = matrix(pair.node, weight).astype(np.float64)
-    groups, outputs, length = rows.shape
-    seen, crossed, lost = np.zeros((groups, length, length)), np.zeros((groups, length, length)), np.zeros((groups, outputs, length))
-    sums, sums_before, sums_lost, count = np.zeros((groups, length)), np.zeros((groups, length)), np.zeros((groups, outputs)), 0
-    for x, x_now, short in _picked(pair, weight):
+@dataclass(frozen=True)
+class Origin:
+    """Which of the original's weights a layer still has, as [groups, outputs, columns]."""
+
+    groups: Array  # [groups left]
+    outputs: Array  # [groups left, outputs left], in their group
+    columns: Array  # [groups left, columns left]
+
+    @classmethod
+    def whole(cls, rows: Array) -> "Origin":
+        groups, outputs, length = rows.shape
+        return cls(np.arange(groups), np.tile(np.arange(outputs), (groups, 1)), np.tile(np.arange(length), (groups, 1)))
+
+    def rows(self, before: Array) -> Array:
+        """The original's weights of the outputs left, for all columns."""
+        return np.take_along_axis(before[self.groups], self.outputs[:, :, None], axis=1)
+
+
+def measure(pair: Pair, weight: Array, *, centred: bool, origin: Origin | None = None) -> Problem:
+    """Of a layer with these weights in the original; ``centred`` where a bias can take up the means, ``origin`` where outputs and columns are gone."""
+    before = matrix(pair.original, weight).astype(np.float64)
+    origin = origin or Origin.whole(before)
+    rows = origin.rows(before)
+    groups, outputs, length, left = *rows.shape, origin.columns.shape[1]
+    seen, crossed, lost = np.zeros((groups, left, left)), np.zeros((groups, length, left)), np.zeros((groups, outputs, left))
+    sums, sums_before, sums_lost, count = np.zeros((groups, left)), np.zeros((groups, length)), np.zeros((groups, outputs)), 0
+    for x, x_now, short in _picked(pair, weight, origin):
         turned = np.swapaxes(x_now, 1, 2)
         seen += x_now @ turned
         crossed += x @ turned
@@ -69,6 +89,7 @@ def measure(pair: Pair, weight: Array, *, centred: bool) -> Problem:
     count = max(count, 1)
     wanted, mean = (rows @ crossed + lost) / count, sums / count
     wanted_mean = ((rows @ sums_before[:, :, None])[:, :, 0] + sums_lost) / count
+    rows = np.take_along_axis(rows, origin.columns[:, None], axis=2)
     if not centred:
         return Problem(rows, seen / count, wanted, np.zeros_like(mean), np.zeros_like(wanted_mean))
     return Problem(rows, seen / count - mean[:, :, None] * mean[:, None], wanted - wanted_mean[:, :, None] * mean[:, None], mean, wanted_mean)
@@ -97,24 +118,26 @@ def solve(problem: Problem, kept: Array, start: Array | None = None) -> Array:
     return found
 
 
-def _picked(pair: Pair, weight: Array) -> Iterator[tuple[Array, Array, Array | None]]:
+def _picked(pair: Pair, weight: Array, origin: Origin) -> Iterator[tuple[Array, Array, Array | None]]:
     """Sample by sample some columns of x and of x', and by how much the other branch of a residual Add falls short there, [outputs of all groups, picked]."""
-    length = matrix(pair.node, weight).shape[2]
+    _, outputs, length = matrix(pair.original, weight).shape
     each = -(-max(COLUMNS, 4 * length) // pair.samples)
     random = np.random.default_rng(0)
-    axis = 1 if pair.node.op_type == "Conv" else -1
-    summands: Iterable[tuple[Array, Array] | None] = pair.summands() or repeat(None, pair.samples)
+    channels = (origin.groups[:, None] * outputs + origin.outputs).ravel()
+    answers_channels = pair.node.op_type in ("Conv", "Gemm", "MatMul")  # a matrix of a ConvTranspose has more outputs than it has channels
+    summands: Iterable[tuple[Array, Array] | None] = (pair.summands() if answers_channels else None) or repeat(None, pair.samples)
     for (given, given_now), summand in zip(pair.inputs(), summands, strict=True):
-        places = positions(pair.node, weight, given.shape)
+        places = positions(pair.original, weight, given.shape)
         picked = np.arange(places) if places <= each else np.sort(random.choice(places, each, replace=False))
         short = None
-        if summand is not None and summand[0].shape == summand[1].shape:
-            by_channel = np.moveaxis(summand[0].astype(np.float64) - summand[1], axis, 0)
-            by_channel = by_channel.reshape(len(by_channel), -1)
-            short = by_channel[:, picked] if by_channel.shape == (_outputs(pair, weight), places) else None
-        yield columns(pair.node, weight, given, picked), columns(pair.node, weight, given_now, picked), short
+        if summand is not None:
+            before, now = (_by_channel(pair, array) for array in summand)
+            if before.shape[1] == now.shape[1] == places and len(now) == len(channels) <= len(before):
+                short = (before[channels] - now)[:, picked]
+        yield columns(pair.original, weight, given, picked)[origin.groups], columns(pair.node, weight, given_now, picked), short
 
 
-def _outputs(pair: Pair, weight: Array) -> int:
-    rows = matrix(pair.node, weight)
-    return int(rows.shape[0] * rows.shape[1])
+def _by_channel(pair: Pair, array: Array) -> Array:
+    """What is put to a layer's answer, [outputs of all groups, places]."""
+    apart = np.moveaxis(array.astype(np.float64), 1 if pair.node.op_type == "Conv" else -1, 0)
+    return apart.reshape(len(apart), -1)

@@ -21,13 +21,12 @@ from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._bias_correction import bias_of
 from edgesdk.passes._dimensions import Slice
 from edgesdk.passes._layers import write_constant
+from edgesdk.passes._least_squares import COLUMNS, DAMPING
 from edgesdk.passes._patches import columns, from_matrix, matrix, positions
 
-COLUMNS = 32768  # of a layer's inputs that are looked at, over all samples; at least four for each weight of an output
-DAMPING = 0.01  # pull to the weights as they were, in mean second moments: a few samples do not say everything
 ROUNDS = 128  # of elimination in a group, at most: of more units several go at a time
 HELD_BYTES = 1 << 29  # of second moments at a time; the samples are run again for the next
-_GATES = ("LSTM", "GRU", "RNN")
+GATES = ("LSTM", "GRU", "RNN")  # their second input are weights too, of their own answers
 
 Place = tuple[str, int]  # a node's name, and the input where it reads the weights
 
@@ -67,7 +66,7 @@ def is_reader(node: onnx_ir.Node, place: int) -> bool:
     weight = graph.constant(node.inputs[place])
     if node.domain or weight is None or weight.dtype != np.float32 or not weight.size:
         return False
-    if node.op_type in _GATES:
+    if node.op_type in GATES:
         return place == 1 or (place == 2 and bool(node.outputs[0].name))
     plain = node.op_type in ("Conv", "ConvTranspose") or (node.op_type in ("Gemm", "MatMul") and weight.ndim == 2)
     return place == 1 and plain and not ("transA" in node.attributes and node.attributes["transA"].as_int())
@@ -91,7 +90,7 @@ def has_shift(node: onnx_ir.Node, place: int) -> bool:
     """Whether a constant for each output can be added to what these weights make."""
     if place != 1 or node.op_type == "ConvTranspose":
         return False
-    if node.op_type in _GATES:
+    if node.op_type in GATES:
         return len(node.inputs) > 3 and graph.constant(node.inputs[3]) is not None
     if node.op_type == "Gemm" and any(name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta")):
         return False
@@ -101,7 +100,7 @@ def has_shift(node: onnx_ir.Node, place: int) -> bool:
 
 def add_shift(node: onnx_ir.Node, shift: Array) -> None:
     """That constant, [outputs of all groups]."""
-    if node.op_type in _GATES:
+    if node.op_type in GATES:
         before = graph.constant(node.inputs[3])
         assert before is not None
         both = before.astype(np.float64)  # [directions, of the input's gates and of the recurrent ones']

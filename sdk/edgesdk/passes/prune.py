@@ -27,9 +27,14 @@ from edgesdk.passes._repair import repair as repaired
 from edgesdk.sampling import Samples
 
 SAMPLES = 512  # that are looked at
-MERGED = 16  # samples run as one, where the model takes them so
-JUDGED = 256  # samples on which the effect on the model's answers is measured
-STEPS = 8  # numbers of channels for which it is, in a group; between them it follows the readers' error
+MERGED = 16  # samples at most run as one, where the model takes them so
+MERGED_BYTES = 1 << 18  # of their inputs
+COUNTS = 32  # numbers of units at most that a group may keep
+STEPS = 8  # of these for which the effect on the model's answers is measured; between them it follows the readers' error
+JUDGED = 16, 256  # samples on which it is: the fewest, and the most
+JUDGED_MACS = 1e12  # multiply-accumulates to be spent on it, in all
+
+_TINY, _MOST = 1e-30, 1e6  # variance of answers, and share of it
 
 Criterion = Literal["reconstruction", "activation", "l1", "l2"]
 Progress = Callable[[int, int], None]
@@ -135,6 +140,8 @@ def choose(found: Survey, *, macs: float | None = None, parameters: float | None
     assert share is not None
     if not 0 < share <= 1:
         raise ModelError(f"{of} is {share:g}: it is the share that stays, above 0 and at most 1", "0.5 keeps half")
+    if not found.prunable:
+        return {}
     by_name = {each.group.name: each for each in found.prunable}
     tables = [_table(by_name.get(group.name)) for group in found._dimensions.groups]
     costs_of = found._costs[of]
@@ -176,9 +183,10 @@ def _feeds(model: Model, samples: Samples) -> tuple[Feeds, list[Feeds]]:
     first = graph.inputs(model)
     free = all(info.shape and info.shape[0] is None for info in first)
     alike = all({name: array.shape for name, array in each.items()} == {name: array.shape for name, array in feeds[0].items()} for each in feeds)
-    if len(feeds) == 1 or not free or not alike or not _answers_apart(model, feeds[:3]):
+    size = min(MERGED, MERGED_BYTES // max(sum(array.nbytes for array in feeds[0].values()), 1))
+    if len(feeds) == 1 or size < 2 or not free or not alike or not _answers_apart(model, feeds[:3]):
         return feeds[0], feeds
-    return feeds[0], [_merged(feeds[begin : begin + MERGED]) for begin in range(0, len(feeds), MERGED)]
+    return feeds[0], [_merged(feeds[begin : begin + size]) for begin in range(0, len(feeds), size)]
 
 
 def _merged(feeds: Sequence[Feeds]) -> Feeds:
@@ -201,7 +209,13 @@ def _samples(feeds: Sequence[Feeds]) -> Samples:
 
 def _counts(group: Group, multiple: int) -> tuple[int, ...]:
     """Of units, so that their channels are a multiple; all of them, whatever they are."""
-    return (group.count, *(count for count in range(group.count - 1, 0, -1) if count * group.width % multiple == 0))
+    fewer = [count for count in range(group.count - 1, 0, -1) if count * group.width % multiple == 0]
+    return (group.count, *(fewer[place] for place in _spread(len(fewer), COUNTS)))
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """So many places in a list, or all, evenly, the last among them."""
+    return sorted({length - 1 - step * length // min(length, most) for step in range(min(length, most))})
 
 
 def _reason(group: Group, counts: tuple[int, ...], multiple: int, exclude: set[str]) -> str | None:
@@ -225,10 +239,10 @@ def _ranked(
     nodes = {str(node.name): node for node in model.graph}
     places = {(part.node, part.place) for group in groups for part in group.readers if is_reader(nodes[part.node], part.place)}
     moments = dict(measure(model, places, feeds))
-    judge = _Judge(model, feeds[: -(-JUDGED // max(len(next(iter(feeds[0].values()))), 1))])
+    judge = _Judge(model, _judged(feeds, sum(costs.macs(model, costs.shapes(model, feeds[0])).values()) * STEPS * len(groups)))
     for group in groups:
         stops = counts[group.name]
-        tried = [stops[place] for place in np.unique(np.linspace(0, len(stops) - 1, min(STEPS, len(stops) - 1) + 1).round().astype(int))][1:]
+        tried = [stops[1 + place] for place in _spread(len(stops) - 1, STEPS)]
         gone = _eliminated(nodes, group, moments, criterion, set(tried))
         effects = [0.0]
         for count in tried:
@@ -237,6 +251,13 @@ def _ranked(
         anchors = np.array([0.0, *gone.errors])[[group.count - count for count in (group.count, *tried)]]
         smooth = np.interp(errors, anchors, np.maximum.accumulate(effects))
         yield Prunable(group, gone.order, stops, tuple(float(each) for each in smooth))
+
+
+def _judged(feeds: list[Feeds], macs: int) -> list[Feeds]:
+    """As many as may be, if each costs so much."""
+    together = max(len(next(iter(feeds[0].values()), np.zeros(1))), 1)  # samples in one
+    fewest, most = (-(-count // together) for count in JUDGED)
+    return feeds[: min(max(int(JUDGED_MACS / max(macs, 1)), fewest), most)]
 
 
 def _eliminated(
@@ -290,14 +311,12 @@ class _Judge:
 
     def effect(self, changed: Model) -> float:
         """The mean over the outputs of the squared difference, as a share of the variance; whole numbers and truths, the share that differ."""
-        sums: dict[str, list[float]] = {}
+        sums = {name: np.zeros(4) for name in self._answers[0]}
         for before, now in zip(self._answers, self._run(changed), strict=True):
             for name, array in before.items():
-                total = sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
-                for place, part in enumerate(_differences(array, now[name])):
-                    total[place] += part
-        effects = [difference / max(power - mean**2 / max(count, 1), np.finfo(np.float32).tiny) for difference, power, mean, count in sums.values()]
-        return float(np.mean([min(each, 1e6) for each in effects]))
+                sums[name] += _differences(array, now[name])
+        effects = [different / max(squares - total**2 / max(count, 1), _TINY) for different, squares, total, count in sums.values()]
+        return float(np.mean([min(each, _MOST) for each in effects]))
 
     def _run(self, model: Model) -> Iterator[dict[str, Array]]:
         session = graph.session(model)
@@ -305,10 +324,9 @@ class _Judge:
 
 
 def _differences(before: Array, now: Array) -> tuple[float, float, float, float]:
-    """Squared difference, squares, sum and count."""
+    """Squared difference, squares, sum and count. Of what is no float each that differs counts 1, as does each where even the shapes differ."""
     if before.dtype.kind != "f" or before.shape != now.shape:
-        differing = float((before != now).sum()) if before.shape == now.shape else float(before.size)
-        return differing, float(before.size), 0.0, float(before.size)
+        return float(np.sum(before != now)) if before.shape == now.shape else before.size, before.size, 0.0, before.size
     finite = np.isfinite(before)
     ours, theirs = before[finite].astype(np.float64), np.nan_to_num(now[finite].astype(np.float64))
-    return float(((ours - theirs) ** 2).sum()), float((ours**2).sum()), float(ours.sum()), float(ours.size)
+    return float(((ours - theirs) ** 2).sum()), float((ours**2).sum()), float(ours.sum()), ours.size
