@@ -22,7 +22,7 @@ if not os.environ.get("CI") and not (find_spec("torch") and find_spec("onnx2torc
 
 pytestmark = pytest.mark.torch
 
-IMAGE = ("n", 3, 8, 8)
+IMAGE = ("n", 3, 16, 16)  # large enough to be moved
 
 
 def shared_and_scaled() -> Model:
