@@ -221,13 +221,13 @@ def _trained(
         loss = sum(
             scale * (answer - torch.from_numpy(wanted)).square().mean() for answer, wanted, scale in zip(twin(feeds), teacher(feeds), judge.scales, strict=True)
         )
-        return torch.autograd.grad(piece.weight * loss, numbers)
+        return twin.gradients(piece.weight * loss)
 
     best, closest = twin.arrays(), judge.distance(twin.answered)
     looks = 0
     for steps, batch in enumerate(training.batches(np.random.default_rng(0))):
         share = min(done(steps), 1.0)
-        progress("distilling", round(100 * share), 100)
+        progress("distil", round(100 * share), 100)
         if share * LOOKS >= looks + 1:
             looks = int(share * LOOKS)
             if (distance := judge.distance(twin.answered)) < closest:
