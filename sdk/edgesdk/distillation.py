@@ -4,7 +4,8 @@
 
 Hinton, Vinyals and Dean 2015, "Distilling the Knowledge in a Neural Network", in the form that Kim et al. 2021, "Comparing
 Kullback-Leibler Divergence and Mean Squared Error Loss in Knowledge Distillation", found better: the squared error of what stands
-before a final softmax. Needs the extra `torch`.
+before a final softmax. Images are moved a little each time, for both models alike (Beyer et al. 2022, "Knowledge distillation: A good
+teacher is patient and consistent"). Needs the extra `torch`.
 """
 
 import math
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import count, groupby
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,9 @@ from edgesdk.torch_twin import Twin, written
 HELD_BYTES = 1 << 30  # of samples; later ones are let go beyond it
 HELD_BACK = 1 / 8  # of the samples, to see by whether training helps
 BATCH, PART = 64, 16  # rows to a step, and to a piece of it: cores share the pieces
-RATE = 1e-2  # of Adam, at its highest, as a share of what the weights of a tensor measure: folding and equalizing leave them at any size
+RATE = 2e-2  # of Adam, at its highest, as a share of what the weights of a tensor measure: folding and equalizing leave them at any size
+SHIFT = 1 / 28  # of an image's height and width: as far as it is moved at most, each time anew
+STEEPEST = 0.1  # length of the gradient that a step follows: a single hard batch does not throw the training back
 WARM_UP = 0.05  # share of the training in which the rate rises
 LOOKS = 20  # at what is held back, spread over the training
 _LAST = ("Softmax", "LogSoftmax", "ArgMax", "Identity", "Cast")  # at the end of a model; what it answers is compared before them
@@ -212,19 +215,19 @@ def _trained(
     sizes = [max(float(number.detach().square().mean().sqrt()), 1e-2) for number in numbers]  # a bias may begin as 0
     optimizer = torch.optim.Adam([{"params": [number]} for number in numbers])
 
-    def gradients(piece: _Piece) -> Any:
+    def gradients(piece: _Piece, seed: tuple[int, int]) -> Any:
         """Apart from other pieces', so that their sum does not depend on which was first."""
+        feeds = _moved(piece.feeds, np.random.default_rng(seed))
         loss = sum(
-            scale * (answer - torch.from_numpy(wanted)).square().mean()
-            for answer, wanted, scale in zip(twin(piece.feeds), teacher(piece.feeds), judge.scales, strict=True)
+            scale * (answer - torch.from_numpy(wanted)).square().mean() for answer, wanted, scale in zip(twin(feeds), teacher(feeds), judge.scales, strict=True)
         )
-        return torch.autograd.grad(piece.weight * loss, numbers)
+        return twin.gradients(piece.weight * loss)
 
     best, closest = twin.arrays(), judge.distance(twin.answered)
     looks = 0
     for steps, batch in enumerate(training.batches(np.random.default_rng(0))):
         share = min(done(steps), 1.0)
-        progress("distilling", round(100 * share), 100)
+        progress("distil", round(100 * share), 100)
         if share * LOOKS >= looks + 1:
             looks = int(share * LOOKS)
             if (distance := judge.distance(twin.answered)) < closest:
@@ -234,11 +237,32 @@ def _trained(
         rate = RATE * min((share + 1e-3) / WARM_UP, 0.5 + 0.5 * math.cos(math.pi * share))
         for group, size in zip(optimizer.param_groups, sizes, strict=True):
             group["lr"] = rate * size
-        for number, mask, parts in zip(numbers, free, zip(*judge.each(gradients, training.pieces(batch)), strict=True), strict=True):
+        found = judge.each(gradients, training.pieces(batch), ((steps, place) for place in count()))
+        for number, mask, parts in zip(numbers, free, zip(*found, strict=True), strict=True):
             number.grad = sum(parts) if mask is None else sum(parts) * mask
-        torch.nn.utils.clip_grad_norm_(numbers, 1.0)
+        torch.nn.utils.clip_grad_norm_(numbers, STEEPEST)
         optimizer.step()
     raise AssertionError("batches do not end")
+
+
+def _moved(feeds: Feeds, random: Generator) -> Feeds:
+    """Each image moved a little, its edge repeated: some hundred samples, seen the same each time, would be learned by heart."""
+    return {name: np.stack([_shifted(image, random) for image in array]) if _images(array) else array for name, array in feeds.items()}
+
+
+def _images(array: Array) -> bool:
+    """Grey, in colour or with transparency; channels first or last."""
+    return array.ndim == 4 and array.dtype == np.float32 and bool({array.shape[1], array.shape[3]} & {1, 3, 4})
+
+
+def _shifted(image: Array, random: Generator) -> Array:
+    """Along its two axes that are not channels."""
+    axes = (1, 2) if image.shape[0] in (1, 3, 4) else (0, 1)
+    for axis in axes:
+        most = round(image.shape[axis] * SHIFT)
+        places = np.arange(image.shape[axis]) + random.integers(-most, most, endpoint=True)
+        image = image.take(places.clip(0, image.shape[axis] - 1), axis)
+    return image
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from edgesdk.source import Source, model_files, runner
 
 FINAL_RACE_S = 6.0
 LADDER = (0.2, 0.35, 0.5, 0.65, 0.8)  # shares of the multiply-accumulates that go, if nobody says how many
+LADDER_MACS = 1e9  # of one sample: whoever has a larger model has to ask, since to find out what its channels do takes longer than all else
 ORIGINAL = "original"
 SLOWER = 0.98  # an exact rewriting whose speed-up surely lies below this is not worth shipping
 MOST_JUDGED = 2  # after the winner, of those that are not exact
@@ -156,15 +157,21 @@ def _choice(profile: Profile, source: Source, request: Request, race: Race | Non
         plan, model = source.build(Plan("replayed", recipe.scheme_of(request.steps), request.steps))
         return Choice(plan, model, (Candidate(plan, note="taken"),))
     untouched = [plan for plan in exact if not plan.steps]
-    return search.choose(
+    ladders = _ladders(profile) if request.prune == "auto" and not request.quick and race is not None and source.samples is not None else []
+    large = ladders and _macs(source, recipe.float_plan(profile, source.shapes)) > LADDER_MACS
+    choice = search.choose(
         [*_plans(profile, source, request), *untouched],
         evidence.gather(source, profile, race, here=here),
         max_drop=profile.budget.max_drop,
         least_share=profile.quantization.least_share,
         effort=QUICK if request.quick else THOROUGH,
-        ladders=_ladders(profile) if request.prune == "auto" and not request.quick and source.samples is not None else (),
+        ladders=[] if large else ladders,
         progress=progress,
     )
+    unpruned = (
+        Candidate(choice.plan.pruned(ladders[-1][0]), note="not tried, since for so large a model it takes long: ask with --prune 0.3") if large else None
+    )
+    return replace(choice, tried=(*choice.tried, unpruned)) if unpruned is not None else choice
 
 
 def _plans(profile: Profile, source: Source, request: Request, *, calibrated: bool = True) -> list[Plan]:
@@ -355,8 +362,13 @@ def _pruned_away(choice: Choice, profile: Profile, source: Source) -> float | No
     if step is None:
         return None
     whole = recipe.float_plan(profile, source.shapes)
-    before, after = (sum(costs.macs(model, costs.shapes(model, source.held_back[0])).values()) for _, model in map(source.build, (whole, whole.pruned(step))))
-    return 1 - after / max(before, 1)
+    return 1 - _macs(source, whole.pruned(step)) / max(_macs(source, whole), 1)
+
+
+def _macs(source: Source, plan: Plan) -> int:
+    """Of one sample."""
+    _, model = source.build(plan)
+    return sum(costs.macs(model, costs.shapes(model, source.held_back[0])).values())
 
 
 def _in_whole_numbers(model: Model, source: Source, progress: Progress) -> Agreement:

@@ -63,7 +63,7 @@ class Twin:
         """Raises ModelError without torch or onnx2torch, and for operators that onnx2torch does not know."""
         torch, convert = _imported()
         read = _readable(model, answers)
-        with _translated():
+        with _translated("onnx2torch cannot read the model"):
             self._module = convert(onnx_ir.to_proto(read), attach_onnx_mapping=True).eval().requires_grad_(requires_grad=False)
         self._inputs = [value.name or "" for value in read.graph.inputs]
         self._torch, self._own = torch, threading.local()
@@ -78,9 +78,15 @@ class Twin:
         if not hasattr(self._own, "module"):
             self._own.module = copy.deepcopy(self._module)  # functional_call changes the module while it runs
         given = {place.path: _laid(self.numbers[place.name], place) for place in self._places}
-        with _translated():
+        with _translated("its torch module cannot compute"):
             answers = self._torch.func.functional_call(self._own.module, given, tuple(self._tensor(feeds[name]) for name in self._inputs))
         return list(answers) if isinstance(answers, (list, tuple)) else [answers]
+
+    def gradients(self, loss: "torch.Tensor") -> Sequence["torch.Tensor"]:
+        """Of what answers were computed into, one for each of the numbers; 0 for those that had no part in it."""
+        with _translated("its torch module cannot be trained"):
+            made: Sequence[torch.Tensor] = self._torch.autograd.grad(loss, list(self.numbers.values()), allow_unused=True, materialize_grads=True)
+            return made
 
     def answered(self, feeds: Feeds) -> list[Array]:
         """The same as arrays, without gradients."""
@@ -143,7 +149,7 @@ def _readable(model: Model, answers: Sequence[str]) -> Model:
         node.outputs[0].type, node.outputs[0].shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), values[name].shape
         asked.graph.append(node)
         asked.graph.outputs.append(node.outputs[0])
-    with _translated():
+    with _translated(f"the model cannot be brought to opset {_OPSET}, the newest that onnx2torch reads"):
         if graph.opset(asked) > _OPSET:
             asked = onnx_ir.from_proto(onnx.version_converter.convert_version(onnx_ir.to_proto(asked), _OPSET))
     read = lift_constants(asked)
@@ -197,10 +203,10 @@ def _laid(number: "torch.Tensor", place: _Place) -> "torch.Tensor":
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(what: str) -> Iterator[None]:
     """onnx2torch has no errors of its own: what it does not know is whatever its code raises."""
     try:
         yield
     except Exception as error:
         said = " ".join(str(error).split())[:300]
-        raise ModelError(f"onnx2torch cannot make a torch module of the model: {said or type(error).__name__}", "leave distilling out") from error
+        raise ModelError(f"{what}: {said or type(error).__name__}", "leave distilling out") from error

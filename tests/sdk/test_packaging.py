@@ -8,15 +8,17 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
 import pytest
 
 from edge_agent import golden as answers
+from edge_agent import probe
 from edge_agent.bundle import BundleError, Layout
-from edgesdk import graph, packaging, profiles, recipe, verification
-from edgesdk.errors import BudgetMissed, ProjectError
+from edgesdk import graph, packaging, profiles, recipe, sparsity, verification
+from edgesdk.errors import BudgetMissed, EdgeSDKError, ProjectError, SampleError
 from edgesdk.packaging import Packaged, Request
 from tests import digits
 
@@ -253,6 +255,60 @@ def test_a_winner_that_does_not_hold_before_the_judge_gives_way_to_the_float_mod
     assert all(step["pass"] != "quantize" for step in made.recipe)
     assert made.accuracy.drop == 0
     assert "loses 1 on the judging samples" in str(made.candidates)
+
+
+def shipped(made: Packaged, folder: Path) -> graph.Model:
+    """The model in the bundle."""
+    with Layout.open(made.bundle) as layout:
+        for layer in layout.manifests()[made.profile].layers:
+            (folder / layer.file).write_bytes(layout.blob(layer.digest))
+    return graph.load(folder / "model.onnx")
+
+
+def test_a_sparse_bundle_is_sparse_in_its_integers(folder: Path, tmp_path: Path) -> None:
+    made = packaging.package(request_for(folder, "jetson-orin", output=tmp_path / "b", prune="2:4"))[0]
+    model = shipped(made, tmp_path)
+    assert [step["pass"] for step in made.recipe][-2:] == ["prune_two_of_four", "quantize"]
+    assert "DequantizeLinear" in graph.describe(model).operators
+    assert [weight.obeys for weight in sparsity.weights(model)] == [True] * 9
+    assert made.accuracy.drop <= 0.01
+
+
+def test_the_share_that_is_asked_for_goes_and_replays(folder: Path, tmp_path: Path) -> None:
+    request = request_for(folder, "raspberry-pi-5", output=tmp_path / "b", prune=0.3)
+    made = packaging.package(request)[0]
+    assert [step["pass"] for step in made.recipe][-2:] == ["prune", "quantize"]
+    assert all("30% of the MACs pruned" in candidate["label"] for candidate in made.candidates)
+    assert any(note.endswith("of the multiply-accumulates are pruned away") for note in made.notes)
+    assert graph.describe(shipped(made, tmp_path)).parameters < 0.7 * graph.describe(graph.load(digits.MODEL)).parameters
+    again = packaging.package(replace(request, output=tmp_path / "again", steps=recipe.read(made.bundle, "raspberry-pi-5")))[0]
+    assert again.digest == made.digest
+
+
+@pytest.mark.parametrize(("settings", "tried"), [({}, True), ({"prune": "off"}, False), ({"quick": True}, False)])
+def test_fewer_channels_are_tried_where_they_can_be_timed(folder: Path, tmp_path: Path, settings: dict[str, Any], tried: bool) -> None:
+    here = profiles.recognise(probe.facts())[0].name
+    made = packaging.package(request_for(folder, here, output=tmp_path / "b", **settings))[0]
+    assert any("pruned" in candidate["label"] for candidate in made.candidates) == tried
+    assert sum(candidate["selection_drop"] is not None for candidate in made.candidates) <= 30
+
+
+@pytest.mark.parametrize(("prune", "told"), [("2:4", "no hardware for 2:4"), (1.5, "no share of the multiply-accumulates")])
+def test_pruning_that_makes_no_sense_is_refused_before_the_work(folder: Path, tmp_path: Path, prune: Any, told: str) -> None:
+    with pytest.raises(EdgeSDKError, match=told):
+        packaging.package(request_for(folder, "x86-cpu", output=tmp_path / "b", prune=prune))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_pruned_and_misses_the_budget_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(BudgetMissed, match="cannot be kept"):
+        packaging.package(request_for(folder, "raspberry-pi-5", output=tmp_path / "b", prune=0.9, quick=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_pruned_without_samples(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(SampleError, match="measures on samples"):
+        packaging.package(request_for(folder, "raspberry-pi-5", output=tmp_path / "b", prune=0.3, calibration=None))
 
 
 def test_where_not_even_rounding_is_allowed_the_file_ships_as_it_was_given(folder: Path, tmp_path: Path) -> None:

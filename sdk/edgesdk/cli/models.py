@@ -271,15 +271,17 @@ def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) ->
 
 def inspect(model: ModelFile, *, as_json: AsJson = False) -> None:
     """Inputs, outputs, operators and parameters of a model."""
-    from edgesdk import graph
+    from edgesdk import graph, sparsity
 
     loaded = graph.load(model)
     described = graph.describe(loaded)
     rows = [("input", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.inputs(loaded)]
     rows += [("output", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.outputs(loaded)]
     rows += [("opset", str(described.opset), ""), ("parameters", f"{described.parameters:,}", "")]
+    weights = [weight.obeys for weight in sparsity.weights(loaded)]
+    rows += [("2:4 sparse", f"{sum(weights)} of {len(weights)}", "weights")] if any(weights) else []
     rows += [("operator", name, str(count)) for name, count in sorted(described.operators.items(), key=lambda item: -item[1])]
-    show(asdict(described), table(rows, head=("what", "name", "")), as_json=as_json)
+    show({**asdict(described), "two_four": {"weights": len(weights), "sparse": sum(weights)}}, table(rows, head=("what", "name", "")), as_json=as_json)
 
 
 def convert(

@@ -62,9 +62,10 @@ class Elimination:
 
 
 def is_reader(node: onnx_ir.Node, place: int) -> bool:
-    """Whether these are weights that can be set anew: float32, of a Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN."""
-    weight = graph.constant(node.inputs[place])
-    if node.domain or weight is None or weight.dtype != np.float32 or not weight.size:
+    """Whether these are weights that can be set anew: float32, of one Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU or RNN alone."""
+    value = node.inputs[place] if place < len(node.inputs) else None
+    weight = graph.constant(value)
+    if node.domain or value is None or len(value.uses()) > 1 or weight is None or weight.dtype != np.float32 or not weight.size:
         return False
     if node.op_type in GATES:
         return place == 1 or (place == 2 and bool(node.outputs[0].name))

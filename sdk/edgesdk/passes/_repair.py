@@ -8,7 +8,6 @@ and RNN read their own answers are solved for on those of the original, which th
 from collections.abc import Callable
 
 import numpy as np
-import onnx_ir
 
 from edgesdk import graph
 from edgesdk.graph import Array, Model
@@ -22,21 +21,16 @@ Kept = Callable[[str, int], tuple[Array, ...]]  # of the constant that a node re
 
 
 def repair(original: Model, pruned: Model, kept: Kept, samples: Samples, *, progress: Callable[[int, int], None] | None = None) -> None:
-    """Set the weights of ``pruned`` anew, in place. Weights that several nodes share stay. Raises ModelError, SampleError."""
+    """Set the weights of ``pruned`` anew, in place. Weights that several nodes share stay (`is_reader`). Raises ModelError, SampleError."""
     by_name = {node.name: node for node in original.graph}
-    layers = [(node, by_name[node.name]) for node in pruned.graph if node.name in by_name and (_is_own(node, 1) or _is_own(node, 2))]
-    cut = [any(not mask.all() for place in (1, 2) if _is_own(node, place) for mask in kept(str(node.name), place)) for node, _ in layers]
+    layers = [(node, by_name[node.name]) for node in pruned.graph if node.name in by_name and (is_reader(node, 1) or is_reader(node, 2))]
+    cut = [any(not mask.all() for place in (1, 2) if is_reader(node, place) for mask in kept(str(node.name), place)) for node, _ in layers]
     for pair in pairs(original, pruned, layers[cut.index(True) :] if any(cut) else [], samples, progress=progress):
         name = str(pair.node.name)
-        if _is_own(pair.node, 1):
+        if is_reader(pair.node, 1):
             _solve(pair, _origin(pair, 1, kept(name, 1)))
-        if _is_own(pair.node, 2):
+        if is_reader(pair.node, 2):
             _solve_recurrent(pair, _origin(pair, 2, kept(name, 2)))
-
-
-def _is_own(node: onnx_ir.Node, place: int) -> bool:
-    weight = node.inputs[place] if place < len(node.inputs) else None
-    return weight is not None and is_reader(node, place) and len(weight.uses()) == 1
 
 
 def _origin(pair: Pair, place: int, kept: tuple[Array, ...]) -> Origin:

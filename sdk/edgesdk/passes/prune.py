@@ -86,7 +86,8 @@ def prune(
 
     Channels come in multiples of ``multiple`` along the tensors that they make. ``criterion`` says which go first: those whose going costs
     the least when all other weights are set anew, or those of the least weight times activation, or of the least weights; ``repair=False``
-    leaves the others' weights as they are. ``exclude`` names nodes whose weights keep their channels. Raises ModelError, SampleError.
+    leaves the others' weights as they are. ``exclude`` names nodes whose weights keep their channels. A layer that is set anew and had no
+    bias gets one, which does not count. Raises ModelError, SampleError.
     """
     found = survey(model, samples=samples, multiple=multiple, criterion=criterion, repair=repair, exclude=exclude, progress=progress)
     return carry_out(found, choose(found, macs=macs, parameters=parameters))
@@ -106,12 +107,12 @@ def survey(
     if multiple < 1:
         raise ModelError(f"multiple is {multiple}: channels come in whole numbers", "1 leaves all numbers open")
     single, merged = _feeds(model, samples)
-    dimensions = analyse(model)
+    named, dimensions = graph.clone(model), analyse(model)
     counts = {group.name: _counts(group, multiple) for group in dimensions.groups}
     reasons = {group.name: _reason(group, counts[group.name], multiple, set(exclude)) for group in dimensions.groups}
     wanted = [group for group in dimensions.groups if reasons[group.name] is None]
     prunable: list[Prunable] = []
-    for ranked in _ranked(model, wanted, counts, criterion, merged, repair=repair, dimensions=dimensions):
+    for ranked in _ranked(named, wanted, counts, criterion, merged, repair=repair, dimensions=dimensions):
         prunable.append(ranked)
         if progress:
             progress(len(prunable), len(wanted))
@@ -120,12 +121,12 @@ def survey(
         model=model,
         prunable=tuple(prunable),
         whole=(*dimensions.whole, *kept_whole),
-        macs=sum(costs.macs(model, costs.shapes(model, single)).values()),
+        macs=sum(costs.macs(named, costs.shapes(named, single)).values()),
         parameters=graph.describe(model).parameters,
         repair=repair,
         _dimensions=dimensions,
         _feeds=tuple(merged),
-        _costs={"macs": of_macs(model, dimensions, single), "parameters": of_parameters(model, dimensions)},
+        _costs={"macs": of_macs(named, dimensions, single), "parameters": of_parameters(named, dimensions)},
     )
 
 
