@@ -106,7 +106,8 @@ def test_packaging_the_same_again_keeps_the_release_and_something_else_is_the_ne
 
 def test_a_replayed_recipe_gives_the_same_manifest_also_under_load(folder: Path, packaged: Packaged, tmp_path: Path) -> None:
     """Once here while other threads keep every core busy, once in another process."""
-    busy = [threading.Thread(target=_work_until, args=(stop := threading.Event(),), daemon=True) for _ in range(4)]
+    stop = threading.Event()
+    busy = [threading.Thread(target=_work_until, args=(stop,), daemon=True) for _ in range(4)]
     for thread in busy:
         thread.start()
     try:
