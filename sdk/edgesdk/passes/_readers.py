@@ -26,6 +26,7 @@ from edgesdk.passes._patches import columns, from_matrix, matrix, positions
 
 ROUNDS = 128  # of elimination in a group, at most: of more units several go at a time
 HELD_BYTES = 1 << 29  # of second moments at a time; the samples are run again for the next
+_TINY = 1e-30  # power of an answer, so that none is divided by nothing
 GATES = ("LSTM", "GRU", "RNN")  # their second input are weights too, of their own answers
 
 Place = tuple[str, int]  # a node's name, and the input where it reads the weights
@@ -37,6 +38,10 @@ class Moments:
 
     mean: Array
     second: Array
+
+    @property
+    def finite(self) -> bool:
+        return bool(np.isfinite(self.second).all())
 
     def damped(self) -> Array:
         each = np.trace(self.second, axis1=1, axis2=2) / self.second.shape[1]
@@ -231,7 +236,7 @@ class _Work:
         self.weight = reader.weight.copy()
         self._inverse = np.linalg.inv(reader.moments.damped())
         self._columns = [np.flatnonzero(reader.units == unit) for unit in range(count)]
-        self._power = max(float(((self.weight @ reader.moments.second) * self.weight).sum()), np.finfo(np.float64).tiny)
+        self._power = max(float(((self.weight @ reader.moments.second) * self.weight).sum()), _TINY)
 
     def scores(self, units: list[int]) -> Array:
         """How much each would cost, in shares of the answers' power."""
@@ -249,6 +254,12 @@ class _Work:
         self._inverse[:, block], self._inverse[:, :, block] = 0, 0
 
 
+def activity(reader: Reader, count: int) -> Array:
+    """Of each unit, its part of the answers' power as if the units did not depend on each other."""
+    each = (np.diagonal(reader.moments.second, axis1=1, axis2=2) * (reader.weight**2).sum(axis=1)).sum(axis=0)
+    return np.asarray(np.bincount(reader.units[reader.units >= 0], each[reader.units >= 0], count) / max(float(each.sum()), _TINY))
+
+
 def norms(nodes: Mapping[str, onnx_ir.Node], parts: Sequence[Slice], count: int, power: int) -> Array:
     """The size of each unit in the weights that make it: sums of |w| to that power, each layer's in shares of its own."""
     total = np.zeros(count)
@@ -257,7 +268,7 @@ def norms(nodes: Mapping[str, onnx_ir.Node], parts: Sequence[Slice], count: int,
         units = np.array(part.units)
         if weight is None or weight.dtype.kind != "f":
             continue
-        sizes = (np.abs(weight.astype(np.float64)) ** power).sum(axis=tuple(axis for axis in range(weight.ndim) if axis != part.axis))
+        sizes = (np.abs(np.nan_to_num(weight.astype(np.float64))) ** power).sum(axis=tuple(axis for axis in range(weight.ndim) if axis != part.axis))
         each = np.bincount(units[units >= 0], sizes[units >= 0], count)
-        total += each / max(float(each.sum()), np.finfo(np.float64).tiny)
+        total += each / max(float(each.sum()), _TINY)
     return total

@@ -22,7 +22,21 @@ from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._allocation import Costs, Table, allocate, of_macs, of_parameters
 from edgesdk.passes._dimensions import Dimensions, Group, Whole, analyse, shrink
-from edgesdk.passes._readers import Elimination, Moments, Reader, add_shift, eliminate, has_shift, is_reader, measure, norms, units_of, weight_rows, write_rows
+from edgesdk.passes._readers import (
+    Elimination,
+    Moments,
+    Reader,
+    activity,
+    add_shift,
+    eliminate,
+    has_shift,
+    is_reader,
+    measure,
+    norms,
+    units_of,
+    weight_rows,
+    write_rows,
+)
 from edgesdk.passes._repair import repair as repaired
 from edgesdk.sampling import Samples
 
@@ -239,7 +253,9 @@ def _ranked(
 ) -> Iterator[Prunable]:
     nodes = {str(node.name): node for node in model.graph}
     places = {(part.node, part.place) for group in groups for part in group.readers if is_reader(nodes[part.node], part.place)}
-    moments = dict(measure(model, places, feeds))
+    moments = {
+        (name, place): found for (name, place), found in measure(model, places, feeds) if found.finite and np.isfinite(weight_rows(nodes[name], place)).all()
+    }
     judge = _Judge(model, _judged(feeds, sum(costs.macs(model, costs.shapes(model, feeds[0])).values()) * STEPS * len(groups)))
     for group in groups:
         stops = counts[group.name]
@@ -266,23 +282,16 @@ def _eliminated(
 ) -> Elimination:
     parts = [part for part in group.readers if (part.node, part.place) in moments]
     readers = [Reader(weight_rows(nodes[part.node], part.place), moments[part.node, part.place], units_of(nodes[part.node], part)) for part in parts]
-    readers = [reader for reader in readers if np.isfinite(reader.moments.second).all()]
     if criterion == "reconstruction" and readers:
         return eliminate(readers, group.count, stops)
     if criterion == "activation" and readers:
-        sizes = np.sum([_activity(reader, group.count) for reader in readers], axis=0)
+        sizes = np.sum([activity(reader, group.count) for reader in readers], axis=0)
     else:
         sizes = norms(nodes, group.makers, group.count, 1 if criterion == "l1" else 2)
     order = np.argsort(sizes, kind="stable").tolist()
     if readers:
         return eliminate(readers, group.count, stops, order)
     return Elimination(tuple(order), tuple(np.cumsum(sizes[order]).tolist()), {})
-
-
-def _activity(reader: Reader, count: int) -> Array:
-    """Of each unit, its part of the readers' power as if the units did not depend on each other."""
-    each = (np.diagonal(reader.moments.second, axis1=1, axis2=2) * (reader.weight**2).sum(axis=1)).sum(axis=0)
-    return np.asarray(np.bincount(reader.units[reader.units >= 0], each[reader.units >= 0], count) / max(float(each.sum()), np.finfo(np.float64).tiny))
 
 
 def _without(
