@@ -350,17 +350,21 @@ class _Search:
                 self._tried[-1] = replace(candidate, note=candidate.note or "not faster than what holds")
                 slow = True
                 continue
-            if self._bears_scoring(candidate):
+            if any(self._holds(self._score(each)) for each in self._with_correction(candidate) if self._pruned_scored() < MOST_PRUNED):
                 return True
-            missed, better = True, next(iter(self._effort.corrections), None) if candidate.plan.scheme == "int8" else None
-            corrected = self.attempt(_corrected(candidate.plan, better), speed=candidate.speed) if better is not None else None
-            if corrected is not None and not corrected.note and self._bears_scoring(corrected):
-                return True
+            missed = True
         return slow and not missed
 
-    def _bears_scoring(self, candidate: Candidate) -> bool:
-        spent = sum(c.loss is not None and c.plan.prunes for c in self._tried) >= MOST_PRUNED
-        return not spent and self._holds(self._score(candidate))
+    def _with_correction(self, candidate: Candidate) -> Iterator[Candidate]:
+        """As it is, and then the way that helps 8 bits most."""
+        yield candidate
+        for correction in self._effort.corrections[:1] if candidate.plan.scheme == "int8" else ():
+            corrected = self.attempt(_corrected(candidate.plan, correction), speed=candidate.speed)
+            if corrected is not None and not corrected.note:
+                yield corrected
+
+    def _pruned_scored(self) -> int:
+        return sum(candidate.loss is not None and candidate.plan.prunes for candidate in self._tried)
 
     def choice(self) -> Choice:
         """The best that holds; if need be, without anything to spare."""

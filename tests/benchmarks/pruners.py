@@ -25,17 +25,21 @@ from torch import nn
 from torch.nn import functional
 
 from edgesdk import costs, graph, passes, sampling
+from edgesdk.distillation import distil
 from edgesdk.graph import Array, Model
 from edgesdk.passes.prune import carry_out, choose, survey
 from edgesdk.profiles import Profile
 from tests.benchmarks import networks
-from tests.suite import Entry
+from tests.suite import Entry, digits, fashion
 
 Made = TypeVar("Made")
 Prune = Callable[[float], Model]
 
 HALVINGS = 8  # of the interval in which the share of the channels lies
 MOST_CHANNELS = 0.9
+FEW = 8
+GONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
+TRAINING = {"resnet8": digits.training, "resnet20": fashion.training, "mobilenet": fashion.training}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,10 @@ class Case:
     profile: Profile
     given: Model
     simplified: Model
+
+    def training(self) -> "Calibration":
+        """All that training saw."""
+        return Calibration(*TRAINING[self.entry.name]())
 
     @classmethod
     def of(cls, entry: Entry, profile: Profile) -> "Case":
@@ -73,6 +81,7 @@ class Pruner:
     measured: Callable[[Case, Calibration], Prune]
     draws: bool = True
     ours: bool = False
+    gone: tuple[float, ...] = GONE
 
 
 def simplified(model: Model) -> Model:
@@ -89,6 +98,13 @@ def _ours(case: Case, calibration: Calibration, **settings: Any) -> Prune:
     samples = sampling.of([{"image": image[None]} for image in calibration.images], case.simplified)
     found = survey(case.simplified, samples=samples, multiple=case.profile.pruning.channel_multiple, **settings)
     return lambda keep: carry_out(found, choose(found, macs=keep))
+
+
+def _distilled(case: Case, calibration: Calibration) -> Prune:
+    """The same, then trained to answer as the original does on all training images, of which nobody tells the labels."""
+    prune = _ours(case, calibration)
+    samples = sampling.of([{"image": image[None]} for image in case.training().images], case.simplified)
+    return lambda keep: distil(case.simplified, prune(keep), samples)
 
 
 def _torch_pruning(case: Case, calibration: Calibration, *, taylor: bool = False, re_estimate: bool = False, **settings: Any) -> Prune:
@@ -120,12 +136,16 @@ def _torch_pruning(case: Case, calibration: Calibration, *, taylor: bool = False
 
 def _onnxsim(case: Case, calibration: Calibration) -> Prune:
     """Its own simplification, then whole channels by weight times activation, then its least-squares repair of what is MatMul or Gemm."""
-    feeds = [{"image": calibration.images}]
+    feeds, few = [{"image": calibration.images}], [{"image": calibration.images[:FEW]}]  # how many channels go does not depend on the images
     given, _ = onnxsim.simplify(onnx.load(case.entry.model))
     full = macs(_loaded(given))
 
+    def of_channels(ratio: float) -> tuple[float, onnx.ModelProto]:
+        return ratio, onnxsim.apply_structured_wanda_pruning(given, few, sparsity=ratio)
+
     def prune(keep: float) -> Model:
-        pruned = _nearest(lambda ratio: onnxsim.apply_structured_wanda_pruning(given, feeds, sparsity=ratio), lambda made: macs(_loaded(made)) / full, keep)
+        ratio, _ = _nearest(of_channels, lambda made: macs(_loaded(made[1])) / full, keep)
+        pruned = onnxsim.apply_structured_wanda_pruning(given, feeds, sparsity=ratio)
         return _loaded(onnxsim.apply_pruning_finetune(given, pruned, feeds))
 
     return prune
@@ -158,6 +178,7 @@ _TORCH_PRUNING = {
 OURS = Pruner("edgesdk", _ours, ours=True)
 PRUNERS = (
     OURS,
+    Pruner("edgesdk, distilled", _distilled, ours=True, gone=(0.7,)),
     Pruner("L1, no repair", partial(_ours, criterion="l1", repair=False), draws=False, ours=True),
     *(Pruner(f"Torch-Pruning {label}", partial(_torch_pruning, **settings), draws="taylor" in settings) for label, settings in _TORCH_PRUNING.items()),
     *(Pruner(f"Torch-Pruning {label}, re-estimated", partial(_torch_pruning, re_estimate=True, **settings)) for label, settings in _TORCH_PRUNING.items()),

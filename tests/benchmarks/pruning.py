@@ -27,17 +27,15 @@ from edgesdk import graph, packaging, profiles, users_code
 from edgesdk.errors import EvaluationError
 from tests.benchmarks import pruning_page
 from tests.benchmarks.contenders import in_onnxruntime
-from tests.benchmarks.pruners import OURS, PRUNERS, Calibration, Case, Pruner, simplified
+from tests.benchmarks.pruners import OURS, PRUNERS, TRAINING, Calibration, Case, Pruner, simplified
 from tests.benchmarks.rounds import ratio, rounds
-from tests.suite import FETCHED, REPOSITORY, chosen, digits, edgesdk_digest, fashion
+from tests.suite import FETCHED, REPOSITORY, chosen, edgesdk_digest
 
 Done = TypeVar("Done")
 
 KEPT = FETCHED / "pruning"
 RESULTS = REPOSITORY / "docs" / "pruning.json"
-TRAINING = {"resnet8": digits.training, "resnet20": fashion.training, "mobilenet": fashion.training}
 TOOLS = ("onnxruntime", "torch-pruning", "torch", "onnxsim")
-GONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
 TIMED = 0.5
 DRAWS = 3
 IMAGES = 512
@@ -75,9 +73,10 @@ def measured(case: Case) -> dict[str, Any]:
         draws = [_curve(case, pruner, draw) for draw in range(DRAWS if pruner.draws else 1)]
         curves[pruner.label] = [
             {"gone": gone, "kept": [one.kept for one in made], "scores": [one.score for one in made], "seconds": statistics.median(one.seconds for one in made)}
-            for gone, made in zip(GONE, zip(*draws, strict=True), strict=True)
+            for gone, made in zip(pruner.gone, zip(*draws, strict=True), strict=True)
         ]
-        timed[pruner.label] = KEPT / draws[0][GONE.index(TIMED)].file
+        if TIMED in pruner.gone:
+            timed[pruner.label] = KEPT / draws[0][pruner.gone.index(TIMED)].file
     return {"machine": _machine(case), "score": _score(case, case.entry.model), "curves": curves, "speeds": _speeds(case, timed)}
 
 
@@ -86,7 +85,7 @@ def _curve(case: Case, pruner: Pruner, draw: int) -> list[Made]:
     wanted = edgesdk_digest() if pruner.ours else " ".join(f"{tool} {version(tool)}" for tool in TOOLS)
     measured = cache(lambda: _timed(lambda: pruner.measured(case, _drawn(case, draw))))
     curve = []
-    for gone in GONE:
+    for gone in pruner.gone:
         stem = "".join(letter if letter.isalnum() else "-" for letter in f"{pruner.label}-{gone:.0%}-{draw}")
         path = KEPT / case.entry.name / f"{stem}.onnx"
         note = path.with_suffix(".json")
@@ -110,9 +109,9 @@ def _timed(work: Callable[[], Done]) -> tuple[Done, float]:
 
 
 def _drawn(case: Case, draw: int) -> Calibration:
-    images, labels = TRAINING[case.entry.name]()
-    chosen = np.random.default_rng(draw).choice(len(images), IMAGES, replace=False)
-    return Calibration(images[chosen], labels[chosen])
+    everything = case.training()
+    picked = np.random.default_rng(draw).choice(len(everything.images), IMAGES, replace=False)
+    return Calibration(everything.images[picked], everything.labels[picked])
 
 
 def _score(case: Case, path: Path) -> float:

@@ -54,7 +54,8 @@ def test_a_channel_that_is_small_but_read_strongly_stays() -> None:
     """By activation times weight, not by weight."""
     sizes = np.array([1, 1, 1, 1, 2, 2, 2, 2], np.float32)
     model = two_convs(w=numbers(8, 3, 3, 3) * sizes.reshape(-1, 1, 1, 1), v=numbers(4, 8, 3, 3, seed=1) * 9 ** (2 - sizes.reshape(1, -1, 1, 1)))
-    for criterion, first in (("activation", {4, 5, 6, 7}), ("l2", {0, 1, 2, 3})):
+    expected: dict[Criterion, set[int]] = {"activation": {4, 5, 6, 7}, "l2": {0, 1, 2, 3}}
+    for criterion, first in expected.items():
         (group,) = survey(model, samples=feeds_for(model), criterion=criterion).prunable
         assert set(group.order[:4]) == first
 

@@ -1,6 +1,6 @@
 """The weights that sum over a group's channels: what they are multiplied with, and which of the channels they can spare.
 
-    moments = measure(model, {("conv_4", 1)}, feeds)
+    moments = measure(model, {("conv_4", 1)}, feeds)["conv_4", 1]
     left = eliminate([reader], count=64, stops={48, 32})     # one channel after another, the other weights set anew each time
 
 One unit after another goes, each time the one for which the readers' answers change least if all their other weights are solved anew:
@@ -9,7 +9,7 @@ reconstruction as the criterion is He et al. 2017 (arXiv:1707.06168) and Luo et 
 moments of what the weights are multiplied with are all that this needs, so memory does not grow with the samples.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from edgesdk.passes._least_squares import COLUMNS, DAMPING
 from edgesdk.passes._patches import columns, from_matrix, matrix, positions
 
 ROUNDS = 128  # of elimination in a group, at most: of more units several go at a time
-HELD_BYTES = 1 << 29  # of second moments at a time; the samples are run again for the next
+_TINY = 1e-30  # power of an answer, so that none is divided by nothing
 GATES = ("LSTM", "GRU", "RNN")  # their second input are weights too, of their own answers
 
 Place = tuple[str, int]  # a node's name, and the input where it reads the weights
@@ -127,40 +127,35 @@ def units_of(node: onnx_ir.Node, part: Slice) -> Array:
     return np.repeat(along, weight_rows(node, part.place).shape[2] // len(along))
 
 
-def measure(model: Model, places: Iterable[Place], feeds: Sequence[Feeds]) -> Iterator[tuple[Place, Moments]]:
-    """What the weights at these places are multiplied with. Raises ModelError."""
+def moments_bytes(node: onnx_ir.Node, place: int) -> int:
+    """What the moments of these weights take."""
+    groups, _, length = weight_rows(node, place).shape
+    return int(groups * length * length * 8)
+
+
+def measure(model: Model, places: Collection[Place], feeds: Sequence[Feeds]) -> dict[Place, Moments]:
+    """What the weights at these places are multiplied with, where all is finite. Raises ModelError."""
     nodes = {str(node.name): node for node in model.graph}
-    left = sorted(places)
-    while left:
-        size, count = 0, 0
-        while count < len(left) and (not count or size <= HELD_BYTES):
-            groups, _, length = weight_rows(nodes[left[count][0]], left[count][1]).shape
-            size += groups * length * length * 8
-            count += 1
-        yield from _measure(model, [(nodes[name], place) for name, place in left[:count]], feeds).items()
-        left = left[count:]
-
-
-def _measure(model: Model, places: list[tuple[onnx_ir.Node, int]], feeds: Sequence[Feeds]) -> dict[Place, Moments]:
-    exposed = _exposing(model, [_multiplied(node, place) for node, place in places])
-    found: dict[Place, tuple[Array, Array, int]] = {}
+    read = [(nodes[name], place) for name, place in sorted(places)]
+    exposed = _exposing(model, [_multiplied(node, place) for node, place in read])
+    sums: dict[Place, tuple[Array, Array, int]] = {}
     random = np.random.default_rng(0)
     for given in feeds:
         answers = graph.run(exposed, given)
-        for node, place in places:
-            found_now = _columns(node, place, answers[str(_multiplied(node, place).name)], len(feeds), random)
-            second, total, count = found.get((str(node.name), place), (0.0, 0.0, 0))
-            found[str(node.name), place] = (
-                second + (found_now @ found_now.swapaxes(1, 2)).astype(np.float64),
-                total + found_now.sum(axis=2, dtype=np.float64),
-                count + found_now.shape[2],
-            )
-    made = {}
-    for node, place in places:
-        second, total, count = found[str(node.name), place]
-        mean = total / max(count, 1) * has_shift(node, place)
-        made[str(node.name), place] = Moments(mean, second / max(count, 1) - mean[:, :, None] * mean[:, None])
-    return made
+        for node, place in read:
+            found = _columns(node, place, answers[str(_multiplied(node, place).name)], len(feeds), random)
+            second, total, count = sums.get((str(node.name), place), (np.zeros(1), np.zeros(1), 0))
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums[str(node.name), place] = second + found @ found.swapaxes(1, 2), total + found.sum(axis=2, dtype=np.float64), count + found.shape[2]
+    made = {(str(node.name), place): _moments(*sums[str(node.name), place], centred=has_shift(node, place)) for node, place in read}
+    numbers = {(str(node.name), place) for node, place in read if np.isfinite(weight_rows(node, place)).all()}
+    return {place: moments for place, moments in made.items() if place in numbers and np.isfinite(moments.second).all()}
+
+
+def _moments(second: Array, total: Array, count: int, *, centred: bool) -> Moments:
+    mean = total / max(count, 1) * centred
+    with np.errstate(over="ignore", invalid="ignore"):
+        return Moments(mean, second / max(count, 1) - mean[:, :, None] * mean[:, None])
 
 
 def _exposing(model: Model, values: list[onnx_ir.Value]) -> onnxruntime.InferenceSession:
@@ -231,7 +226,7 @@ class _Work:
         self.weight = reader.weight.copy()
         self._inverse = np.linalg.inv(reader.moments.damped())
         self._columns = [np.flatnonzero(reader.units == unit) for unit in range(count)]
-        self._power = max(float(((self.weight @ reader.moments.second) * self.weight).sum()), np.finfo(np.float64).tiny)
+        self._power = max(float(((self.weight @ reader.moments.second) * self.weight).sum()), _TINY)
 
     def scores(self, units: list[int]) -> Array:
         """How much each would cost, in shares of the answers' power."""
@@ -249,6 +244,12 @@ class _Work:
         self._inverse[:, block], self._inverse[:, :, block] = 0, 0
 
 
+def activity(reader: Reader, count: int) -> Array:
+    """Of each unit, its part of the answers' power as if the units did not depend on each other."""
+    each = (np.diagonal(reader.moments.second, axis1=1, axis2=2) * (reader.weight**2).sum(axis=1)).sum(axis=0)
+    return np.asarray(np.bincount(reader.units[reader.units >= 0], each[reader.units >= 0], count) / max(float(each.sum()), _TINY))
+
+
 def norms(nodes: Mapping[str, onnx_ir.Node], parts: Sequence[Slice], count: int, power: int) -> Array:
     """The size of each unit in the weights that make it: sums of |w| to that power, each layer's in shares of its own."""
     total = np.zeros(count)
@@ -257,7 +258,7 @@ def norms(nodes: Mapping[str, onnx_ir.Node], parts: Sequence[Slice], count: int,
         units = np.array(part.units)
         if weight is None or weight.dtype.kind != "f":
             continue
-        sizes = (np.abs(weight.astype(np.float64)) ** power).sum(axis=tuple(axis for axis in range(weight.ndim) if axis != part.axis))
+        sizes = (np.abs(np.nan_to_num(weight.astype(np.float64))) ** power).sum(axis=tuple(axis for axis in range(weight.ndim) if axis != part.axis))
         each = np.bincount(units[units >= 0], sizes[units >= 0], count)
-        total += each / max(float(each.sum()), np.finfo(np.float64).tiny)
+        total += each / max(float(each.sum()), _TINY)
     return total

@@ -22,7 +22,23 @@ from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._allocation import Costs, Table, allocate, of_macs, of_parameters
 from edgesdk.passes._dimensions import Dimensions, Group, Whole, analyse, shrink
-from edgesdk.passes._readers import Elimination, Moments, Reader, add_shift, eliminate, has_shift, is_reader, measure, norms, units_of, weight_rows, write_rows
+from edgesdk.passes._readers import (
+    Elimination,
+    Moments,
+    Place,
+    Reader,
+    activity,
+    add_shift,
+    eliminate,
+    has_shift,
+    is_reader,
+    measure,
+    moments_bytes,
+    norms,
+    units_of,
+    weight_rows,
+    write_rows,
+)
 from edgesdk.passes._repair import repair as repaired
 from edgesdk.sampling import Samples
 
@@ -32,6 +48,7 @@ MERGED_BYTES = 1 << 18  # of their inputs
 COUNTS = 32  # numbers of units at most that a group may keep
 STEPS = 8  # of these for which the effect on the model's answers is measured; between them it follows the readers' error
 JUDGED = 16, 256  # samples on which it is: the fewest, and the most
+HELD_BYTES = 1 << 29  # of second moments
 JUDGED_MACS = 1e12  # multiply-accumulates to be spent on it, in all
 
 _TINY, _MOST = 1e-30, 1e6  # variance of answers, and share of it
@@ -238,20 +255,36 @@ def _ranked(
     dimensions: Dimensions,
 ) -> Iterator[Prunable]:
     nodes = {str(node.name): node for node in model.graph}
-    places = {(part.node, part.place) for group in groups for part in group.readers if is_reader(nodes[part.node], part.place)}
-    moments = dict(measure(model, places, feeds))
     judge = _Judge(model, _judged(feeds, sum(costs.macs(model, costs.shapes(model, feeds[0])).values()) * STEPS * len(groups)))
+    for part in _parts(nodes, groups):
+        moments = measure(model, {place for group in part for place in _places(nodes, group)}, feeds)
+        for group in part:
+            stops = counts[group.name]
+            tried = [stops[1 + place] for place in _spread(len(stops) - 1, STEPS)]
+            gone = _eliminated(nodes, group, moments, criterion, set(tried))
+            effects = [judge.effect(_without(model, dimensions, group, gone, count, moments, repair=repair)) for count in tried]
+            errors = np.array([0.0, *gone.errors])
+            at, along = errors[[group.count - count for count in (group.count, *tried)]], errors[[group.count - count for count in stops]]
+            yield Prunable(group, gone.order, stops, tuple(np.interp(along, at, np.maximum.accumulate([0.0, *effects])).tolist()))
+
+
+def _places(nodes: Mapping[str, onnx_ir.Node], group: Group) -> list[Place]:
+    return [(part.node, part.place) for part in group.readers if is_reader(nodes[part.node], part.place)]
+
+
+def _parts(nodes: Mapping[str, onnx_ir.Node], groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """As many at a time as may be measured together; for the next the samples are run again."""
+    part: list[Group] = []
+    held = 0
     for group in groups:
-        stops = counts[group.name]
-        tried = [stops[1 + place] for place in _spread(len(stops) - 1, STEPS)]
-        gone = _eliminated(nodes, group, moments, criterion, set(tried))
-        effects = [0.0]
-        for count in tried:
-            effects.append(judge.effect(_without(model, dimensions, group, gone, count, moments, repair=repair)))
-        errors = np.array([0.0, *gone.errors])[[group.count - count for count in stops]]
-        anchors = np.array([0.0, *gone.errors])[[group.count - count for count in (group.count, *tried)]]
-        smooth = np.interp(errors, anchors, np.maximum.accumulate(effects))
-        yield Prunable(group, gone.order, stops, tuple(float(each) for each in smooth))
+        size = sum(moments_bytes(nodes[name], place) for name, place in _places(nodes, group))
+        if part and held + size > HELD_BYTES:
+            yield part
+            part, held = [], 0
+        part.append(group)
+        held += size
+    if part:
+        yield part
 
 
 def _judged(feeds: list[Feeds], macs: int) -> list[Feeds]:
@@ -261,16 +294,13 @@ def _judged(feeds: list[Feeds], macs: int) -> list[Feeds]:
     return feeds[: min(max(int(JUDGED_MACS / max(macs, 1)), fewest), most)]
 
 
-def _eliminated(
-    nodes: Mapping[str, onnx_ir.Node], group: Group, moments: Mapping[tuple[str, int], Moments], criterion: Criterion, stops: set[int]
-) -> Elimination:
+def _eliminated(nodes: Mapping[str, onnx_ir.Node], group: Group, moments: Mapping[Place, Moments], criterion: Criterion, stops: set[int]) -> Elimination:
     parts = [part for part in group.readers if (part.node, part.place) in moments]
     readers = [Reader(weight_rows(nodes[part.node], part.place), moments[part.node, part.place], units_of(nodes[part.node], part)) for part in parts]
-    readers = [reader for reader in readers if np.isfinite(reader.moments.second).all()]
     if criterion == "reconstruction" and readers:
         return eliminate(readers, group.count, stops)
     if criterion == "activation" and readers:
-        sizes = np.sum([_activity(reader, group.count) for reader in readers], axis=0)
+        sizes = np.sum([activity(reader, group.count) for reader in readers], axis=0)
     else:
         sizes = norms(nodes, group.makers, group.count, 1 if criterion == "l1" else 2)
     order = np.argsort(sizes, kind="stable").tolist()
@@ -279,15 +309,7 @@ def _eliminated(
     return Elimination(tuple(order), tuple(np.cumsum(sizes[order]).tolist()), {})
 
 
-def _activity(reader: Reader, count: int) -> Array:
-    """Of each unit, its part of the readers' power as if the units did not depend on each other."""
-    each = (np.diagonal(reader.moments.second, axis1=1, axis2=2) * (reader.weight**2).sum(axis=1)).sum(axis=0)
-    return np.asarray(np.bincount(reader.units[reader.units >= 0], each[reader.units >= 0], count) / max(float(each.sum()), np.finfo(np.float64).tiny))
-
-
-def _without(
-    model: Model, dimensions: Dimensions, group: Group, gone: Elimination, count: int, moments: Mapping[tuple[str, int], Moments], *, repair: bool
-) -> Model:
+def _without(model: Model, dimensions: Dimensions, group: Group, gone: Elimination, count: int, moments: Mapping[Place, Moments], *, repair: bool) -> Model:
     """The model where so many units of one group are left, and its readers alone are set anew."""
     work = graph.clone(model)
     nodes = {str(node.name): node for node in work.graph}
