@@ -61,7 +61,7 @@ def test_only_biases_change_and_stay_on_their_grids() -> None:
     samples = pictures(model, 4)
     small = quantize(model, samples=samples, **X86)
     before, after = constants(small), constants(correct_bias(model, small, samples))
-    biases = {place[0].inputs[place[1]].producer().inputs[0].name for layer in walk(model, small, samples) if (place := bias_of(layer))}  # type: ignore[union-attr]
+    biases = {place[0].inputs[place[1]].producer().inputs[0].name for layer in walk(model, small, samples) if (place := bias_of(layer.node, layer.channels))}  # type: ignore[union-attr]
     assert before.keys() == after.keys()
     changed = {name for name, array in before.items() if not np.array_equal(array, after[name])}
     assert changed
@@ -76,7 +76,7 @@ def test_what_is_added_to_a_matmul_is_its_bias(operators: list[str]) -> None:
     model = build(made, inputs={"x": (32, 16)}, outputs={"y": (32, 4)}, weights=weights)
     samples = sampling.generated(model, 4)
     small = quantize(model, samples=samples, **{**X86, "operators": operators})
-    places = {str(layer.node.name): bias_of(layer) for layer in walk(model, small, samples)}
+    places = {str(layer.node.name): bias_of(layer.node, layer.channels) for layer in walk(model, small, samples)}
     assert {name: place and place[0].name for name, place in places.items()} == {"first": "sum", "second": None}
     better = correct_bias(model, small, samples)
     before, after = channel_errors(model, small, samples)[1], channel_errors(model, better, samples)[1]

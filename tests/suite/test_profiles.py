@@ -26,7 +26,7 @@ def written(data: str, folder: Path) -> tuple[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("profile", profiles.names())
 @pytest.mark.parametrize("entry", [entry for entry in SUITE if entry.name in DATA], ids=lambda entry: entry.name)
 def test_a_small_model_is_packaged_and_proven(entry, profile, tmp_path):

@@ -9,7 +9,7 @@ from tests.suite.test_profiles import DATA, written
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("entry", [entry for entry in SUITE if entry.name in DATA], ids=lambda entry: entry.name)
 def test_a_small_model_is_pruned_and_proven(entry, tmp_path):
     calibration, _ = written(DATA[entry.name], tmp_path)
