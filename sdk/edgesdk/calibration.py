@@ -27,7 +27,7 @@ from edgesdk.clipping import METHODS, NEED_HISTOGRAMS, Method, clipped
 from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.histograms import Histogram, Range
-from edgesdk.sampling import Samples
+from edgesdk.sampling import Samples, joined, shapes_of
 
 __all__ = ["METHODS", "NEED_HISTOGRAMS", "Histogram", "Method", "Progress", "Range", "clipped", "ranges", "statistics"]
 
@@ -77,7 +77,7 @@ def ranges(model: Model, tensors: Sequence[str], samples: Samples, *, histograms
     groups = _grouped(names, bytes_of)
     found: dict[str, Range] = {}
     for part, group in enumerate(groups):
-        session = graph.session(_answering(model, group))
+        session = graph.session(graph.answering(model, group))
         held = max(1, sum(bytes_of[name] for name in group))
         batching = _batching(session, model, group, samples, held)
         run = partial(_seen, session, batching.axes, histograms=histograms)
@@ -142,17 +142,6 @@ def _grouped(names: list[str], bytes_of: Mapping[str, int]) -> list[list[str]]:
     return groups
 
 
-def _answering(model: Model, names: list[str]) -> Model:
-    """The model with these tensors as its outputs."""
-    measuring = graph.clone(model)
-    values = onnx_ir.convenience.create_value_mapping(measuring.graph)
-    measuring.graph.outputs.clear()
-    for name in names:
-        values[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-        measuring.graph.outputs.append(values[name])
-    return measuring
-
-
 @dataclass(frozen=True)
 class _Batching:
     """How many samples one run takes, and along which axis each tensor then holds them; None: it is the same for all."""
@@ -166,13 +155,14 @@ def _batching(session: onnxruntime.InferenceSession, model: Model, names: list[s
     single = _Batching(1, dict.fromkeys(names, 0))
     most = min(MOST_TOGETHER, BATCH_BYTES // held)
     pair = list(samples.first(2))
-    if most < 2 or len(pair) < 2 or _shapes(pair[0]) != _shapes(pair[1]) or any(not info.shape or info.shape[0] is not None for info in graph.inputs(model)):
+    bound = any(not info.shape or info.shape[0] is not None for info in graph.inputs(model))
+    if most < 2 or len(pair) < 2 or bound or shapes_of(pair[0]) != shapes_of(pair[1]):
         return single
     if all(np.array_equal(pair[0][name], pair[1][name]) for name in pair[0]):
         return single  # such a pair would tell nothing
     alone = [graph.run(session, feeds) for feeds in pair]
     try:
-        both = graph.run(session, _stacked(pair))
+        both = graph.run(session, joined(pair))
         return _Batching(most, {name: _axis(both[name], [each[name] for each in alone]) for name in names})
     except (ModelError, _NoAxis):
         return single
@@ -190,23 +180,15 @@ def _axis(both: Array, parts: list[Array]) -> int | None:
         return None
     if parts[0].shape == parts[1].shape:
         for axis in range(both.ndim):
-            joined = np.concatenate(parts, axis)
-            if joined.shape == both.shape and alike(joined):
+            side_by_side = np.concatenate(parts, axis)
+            if side_by_side.shape == both.shape and alike(side_by_side):
                 return axis
     raise _NoAxis
 
 
-def _shapes(feeds: Feeds) -> list[tuple[str, tuple[int, ...]]]:
-    return sorted((name, array.shape) for name, array in feeds.items())
-
-
-def _stacked(batch: Sequence[Feeds]) -> Feeds:
-    return batch[0] if len(batch) == 1 else {name: np.concatenate([feeds[name] for feeds in batch]) for name in batch[0]}
-
-
 def _batches(samples: Samples, together: int) -> Iterator[list[Feeds]]:
     """In order, only what is of the same shapes together."""
-    for _, alike in itertools.groupby(samples, _shapes):
+    for _, alike in itertools.groupby(samples, shapes_of):
         while batch := list(itertools.islice(alike, together)):
             yield batch
 
@@ -221,7 +203,7 @@ class _Seen:
 
 
 def _seen(session: onnxruntime.InferenceSession, axes: Mapping[str, int | None], batch: list[Feeds], *, histograms: bool) -> _Seen:
-    answers = graph.run(session, _stacked(batch))
+    answers = graph.run(session, joined(batch))
     arrays = [_rows(answers[name], axis, len(batch)) for name, axis in axes.items()]
     return _Seen(
         np.stack([array.min(axis=1, initial=np.inf) for array in arrays], axis=1),

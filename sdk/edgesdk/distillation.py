@@ -26,7 +26,7 @@ from edgesdk import graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.progress import Progress, silent
-from edgesdk.sampling import Samples
+from edgesdk.sampling import Samples, joined, shapes_of
 from edgesdk.torch_twin import Twin, written
 
 HELD_BYTES = 1 << 30  # of samples; later ones are let go beyond it
@@ -93,12 +93,7 @@ def _compared(original: Model, pruned: Model) -> tuple[list[str], list[str]]:
 
 def _running(model: Model, names: Sequence[str]) -> Run:
     """onnxruntime's answers in these tensors, for as many samples at once as the graph bears: no input's first length is fixed."""
-    asked = graph.clone(model)
-    values = onnx_ir.convenience.create_value_mapping(asked.graph)
-    asked.graph.outputs.clear()
-    for name in names:
-        values[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-        asked.graph.outputs.append(values[name])
+    asked = graph.answering(model, names)
     for value in asked.graph.inputs:
         if value.shape:
             value.shape = onnx_ir.Shape([None, *value.shape[1:]])
@@ -120,11 +115,11 @@ def _held(samples: Samples) -> list[Feeds]:
 
 def _rows(run: Run, feeds: Sequence[Feeds]) -> int | None:
     """How many samples a feed holds along its first axis; None where feeds side by side are not answered as each is alone."""
-    other = next((each for each in feeds[1:] if _shapes(each) == _shapes(feeds[0])), None)
+    other = next((each for each in feeds[1:] if shapes_of(each) == shapes_of(feeds[0])), None)
     if other is None:
         return None
     try:
-        both = run(_joined([feeds[0], other]))
+        both = run(joined([feeds[0], other]))
         alone = [np.concatenate(parts) for parts in zip(run(feeds[0]), run(other), strict=True)]
     except (ModelError, ValueError):
         return None
@@ -161,11 +156,11 @@ class _Training:
     def pieces(self, feeds: Sequence[Feeds]) -> Iterator["_Piece"]:
         """Of equal shapes, and of one feed only where more cannot be run at once."""
         size = max(1, PART // self.rows) if self.rows else 1
-        for _, alike in groupby(sorted(feeds, key=_shapes), _shapes):
+        for _, alike in groupby(sorted(feeds, key=shapes_of), shapes_of):
             group = list(alike)
             for begin in range(0, len(group), size):
                 part = group[begin : begin + size]
-                yield _Piece(_joined(part), len(part) / len(feeds))
+                yield _Piece(joined(part), len(part) / len(feeds))
 
 
 @dataclass(frozen=True)
@@ -277,11 +272,3 @@ def _pool() -> Iterator[Callable[..., Iterator[Any]]]:
             yield pool.map
     finally:
         torch.set_num_threads(before)
-
-
-def _shapes(feeds: Feeds) -> list[tuple[str, tuple[int, ...]]]:
-    return sorted((name, array.shape) for name, array in feeds.items())
-
-
-def _joined(feeds: Sequence[Feeds]) -> Feeds:
-    return feeds[0] if len(feeds) == 1 else {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}

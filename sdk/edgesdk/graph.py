@@ -12,7 +12,7 @@ translated from and to ONNX's protobuf at `load` and `to_bytes` only. What onnx,
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -205,6 +205,17 @@ def clone(model: Model) -> Model:
     _name_nodes(copy)
     copy.graph.meta.pop(_NAMES, None)  # so that the names given next do not depend on those given to another copy
     return copy
+
+
+def answering(model: Model, names: Iterable[str]) -> Model:
+    """The model with these float32 tensors as its outputs."""
+    asked = clone(model)
+    values = onnx_ir.convenience.create_value_mapping(asked.graph)
+    asked.graph.outputs.clear()
+    for name in names:
+        values[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        asked.graph.outputs.append(values[name])
+    return asked
 
 
 def with_opset(model: Model, minimum: int) -> Model:

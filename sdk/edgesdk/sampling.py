@@ -106,6 +106,16 @@ def of(feeds: Iterable[Feeds], model: Model, *, source: str = "the given samples
     return _checked(Samples(source, lambda: iter(kept), len(kept)), graph.inputs(model))
 
 
+def joined(feeds: Sequence[Feeds]) -> Feeds:
+    """Several as one, along the first axes."""
+    return feeds[0] if len(feeds) == 1 else {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
+
+
+def shapes_of(feeds: Feeds) -> list[tuple[str, tuple[int, ...]]]:
+    """What can be joined has the same."""
+    return sorted((name, array.shape) for name, array in feeds.items())
+
+
 def generated(model: Model, n: int, *, seed: int = 0) -> Samples:
     """Random feeds that the model runs on, for want of real ones. Raises ModelError if it runs on none that were tried.
 

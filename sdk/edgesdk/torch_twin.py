@@ -2,7 +2,7 @@
 
     twin = Twin(model, ["logits"])
     (logits,) = twin(feeds)             # gradients flow into twin.numbers: a torch tensor for each constant that can be trained
-    trained = twin.written(model)       # the same operators, names and shapes, other numbers
+    trained = written(model, twin.arrays())     # the same operators, names and shapes, other numbers
 
 onnx2torch makes the function. What it raises, and what is wrong with its files, ends here. Needs the extra `torch`.
 """

@@ -16,7 +16,7 @@ import numpy as np
 
 from edgesdk.graph import Array
 from edgesdk.passes._layers import Pair
-from edgesdk.passes._patches import columns, matrix, positions
+from edgesdk.passes._patches import columns, matrix, picked, positions
 
 COLUMNS = 32768  # of a layer's inputs that are looked at, over all samples; at least four for each weight of an output
 DAMPING = 0.01  # pull to the weights as they were, in mean second moments: a few samples do not say everything
@@ -40,9 +40,8 @@ class Problem:
 
     def damped(self) -> "Problem":
         """The same where the original's weights are wanted, too."""
-        mean = np.trace(self.seen, axis1=1, axis2=2) / self.seen.shape[1]
-        damping = np.where(mean > 0, DAMPING * mean, 1.0)[:, None, None]
-        return replace(self, seen=self.seen + damping * np.eye(self.seen.shape[1]), wanted=self.wanted + damping * self.weight)
+        pull = damping(self.seen)
+        return replace(self, seen=self.seen + pull * np.eye(self.seen.shape[1]), wanted=self.wanted + pull * self.weight)
 
     def shift(self, weights: Array) -> Array:
         """What these weights leave to the bias, [outputs of all groups]."""
@@ -65,6 +64,12 @@ class Origin:
     def rows(self, before: Array) -> Array:
         """The original's weights of the outputs left, for all columns."""
         return np.take_along_axis(before[self.groups], self.outputs[:, :, None], axis=1)
+
+
+def damping(second: Array) -> Array:
+    """What the diagonal of second moments [groups, column, column] gains, [groups, 1, 1]."""
+    mean = np.trace(second, axis1=1, axis2=2) / second.shape[1]
+    return np.asarray(np.where(mean > 0, DAMPING * mean, 1.0)[:, None, None])
 
 
 def measure(pair: Pair, weight: Array, *, centred: bool, origin: Origin | None = None) -> Problem:
@@ -120,21 +125,20 @@ def solve(problem: Problem, kept: Array, start: Array | None = None) -> Array:
 
 def _picked(pair: Pair, weight: Array, origin: Origin) -> Iterator[tuple[Array, Array, Array | None]]:
     """Sample by sample some columns of x and of x', and by how much the other branch of a residual Add falls short there, [outputs of all groups, picked]."""
-    _, outputs, length = matrix(pair.original, weight).shape
-    each = -(-max(COLUMNS, 4 * length) // pair.samples)
+    outputs = matrix(pair.original, weight).shape[1]
     random = np.random.default_rng(0)
     channels = (origin.groups[:, None] * outputs + origin.outputs).ravel()
     answers_channels = pair.node.op_type in ("Conv", "Gemm", "MatMul")  # a matrix of a ConvTranspose has more outputs than it has channels
     summands: Iterable[tuple[Array, Array] | None] = (pair.summands() if answers_channels else None) or repeat(None, pair.samples)
     for (given, given_now), summand in zip(pair.inputs(), summands, strict=True):
         places = positions(pair.original, weight, given.shape)
-        picked = np.arange(places) if places <= each else np.sort(random.choice(places, each, replace=False))
+        seen = picked(pair.original, weight, given.shape, COLUMNS, pair.samples, random)
         short = None
         if summand is not None:
             before, now = (_by_channel(pair, array) for array in summand)
             if before.shape[1] == now.shape[1] == places and len(now) == len(channels) <= len(before):
-                short = (before[channels] - now)[:, picked]
-        yield columns(pair.original, weight, given, picked)[origin.groups], columns(pair.node, weight, given_now, picked), short
+                short = (before[channels] - now)[:, seen]
+        yield columns(pair.original, weight, given, seen)[origin.groups], columns(pair.node, weight, given_now, seen), short
 
 
 def _by_channel(pair: Pair, array: Array) -> Array:

@@ -19,6 +19,11 @@ def is_linear(node: onnx_ir.Node | None) -> bool:
     return weight is not None and weight.dtype == np.float32 and (bias is None or graph.constant(bias) is not None)
 
 
+def is_unscaled(node: onnx_ir.Node) -> bool:
+    """Whether weights and bias count as they are: Gemm alone has factors for them."""
+    return node.op_type != "Gemm" or (_float(node, "alpha", 1.0) == 1 and _float(node, "beta", 1.0) == 1)
+
+
 def is_plain_conv(node: onnx_ir.Node) -> bool:
     """A two-dimensional Conv of one group with constant weights."""
     weight = graph.constant(node.inputs[1]) if is_linear(node) and node.op_type == "Conv" else None

@@ -40,6 +40,12 @@ def positions(node: onnx_ir.Node, weight: Array, given: tuple[int, ...]) -> int:
     return given[0] * int(np.prod(_spatial(node, weight, given)[0]))
 
 
+def picked(node: onnx_ir.Node, weight: Array, given: tuple[int, ...], most: int, samples: int, random: np.random.Generator) -> Array:
+    """Which columns of an input of that shape are looked at, where all samples together are to give ``most``; at least four for each weight of an output."""
+    there, each = positions(node, weight, given), -(-max(most, 4 * matrix(node, weight).shape[2]) // samples)
+    return np.arange(there) if there <= each else np.sort(random.choice(there, each, replace=False))
+
+
 def columns(node: onnx_ir.Node, weight: Array, given: Array, picked: Array) -> Array:
     """Those of an input's columns, float32 [groups, numbers in a column, picked]."""
     if node.op_type == "ConvTranspose":

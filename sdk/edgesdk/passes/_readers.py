@@ -14,15 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir
-import onnxruntime
 
 from edgesdk import graph
 from edgesdk.graph import Array, Feeds, Model
 from edgesdk.passes._bias_correction import bias_of
 from edgesdk.passes._dimensions import Slice
 from edgesdk.passes._layers import write_constant
-from edgesdk.passes._least_squares import COLUMNS, DAMPING
-from edgesdk.passes._patches import columns, from_matrix, matrix, positions
+from edgesdk.passes._least_squares import COLUMNS, damping
+from edgesdk.passes._linear import is_unscaled
+from edgesdk.passes._patches import columns, from_matrix, matrix, picked
 
 ROUNDS = 128  # of elimination in a group, at most: of more units several go at a time
 _TINY = 1e-30  # power of an answer, so that none is divided by nothing
@@ -39,8 +39,7 @@ class Moments:
     second: Array
 
     def damped(self) -> Array:
-        each = np.trace(self.second, axis1=1, axis2=2) / self.second.shape[1]
-        return self.second + np.where(each > 0, DAMPING * each, 1.0)[:, None, None] * np.eye(self.second.shape[1])
+        return self.second + damping(self.second) * np.eye(self.second.shape[1])
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def has_shift(node: onnx_ir.Node, place: int) -> bool:
         return False
     if node.op_type in GATES:
         return len(node.inputs) > 3 and graph.constant(node.inputs[3]) is not None
-    if node.op_type == "Gemm" and any(name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta")):
+    if not is_unscaled(node):
         return False
     absent = node.op_type != "MatMul" and (len(node.inputs) < 3 or node.inputs[2] is None)
     return absent or bias_of(node, weight_rows(node, 1).shape[0] * weight_rows(node, 1).shape[1]) is not None
@@ -137,7 +136,7 @@ def measure(model: Model, places: Collection[Place], feeds: Sequence[Feeds]) -> 
     """What the weights at these places are multiplied with, where all is finite. Raises ModelError."""
     nodes = {str(node.name): node for node in model.graph}
     read = [(nodes[name], place) for name, place in sorted(places)]
-    exposed = _exposing(model, [_multiplied(node, place) for node, place in read])
+    exposed = graph.session(graph.answering(model, dict.fromkeys(str(_multiplied(node, place).name) for node, place in read)))
     sums: dict[Place, tuple[Array, Array, int]] = {}
     random = np.random.default_rng(0)
     for given in feeds:
@@ -158,17 +157,6 @@ def _moments(second: Array, total: Array, count: int, *, centred: bool) -> Momen
         return Moments(mean, second / max(count, 1) - mean[:, :, None] * mean[:, None])
 
 
-def _exposing(model: Model, values: list[onnx_ir.Value]) -> onnxruntime.InferenceSession:
-    """A session that answers with these tensors."""
-    measuring = graph.clone(model)
-    by_name = onnx_ir.convenience.create_value_mapping(measuring.graph)
-    measuring.graph.outputs.clear()
-    for name in dict.fromkeys(str(value.name) for value in values):
-        by_name[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-        measuring.graph.outputs.append(by_name[name])
-    return graph.session(measuring)
-
-
 def _multiplied(node: onnx_ir.Node, place: int) -> onnx_ir.Value:
     value = node.inputs[0] if place == 1 else node.outputs[0]
     assert value is not None
@@ -181,10 +169,7 @@ def _columns(node: onnx_ir.Node, place: int, given: Array, feeds: int, random: n
     assert weight is not None
     if place == 2:
         return hidden_columns(node, given)
-    each = -(-max(COLUMNS, 4 * matrix(node, weight).shape[2]) // feeds)
-    there = positions(node, weight, given.shape)
-    picked = np.arange(there) if there <= each else np.sort(random.choice(there, each, replace=False))
-    return columns(node, weight, given, picked)
+    return columns(node, weight, given, picked(node, weight, given.shape, COLUMNS, feeds, random))
 
 
 def hidden_columns(node: onnx_ir.Node, answer: Array) -> Array:

@@ -17,7 +17,7 @@ from edgesdk import graph, saturation
 from edgesdk.graph import Array, Model
 from edgesdk.passes._bias_correction import bias_of
 from edgesdk.passes._layers import Layer, constant_at, walk
-from edgesdk.passes._patches import columns, from_matrix, matrix, positions
+from edgesdk.passes._patches import columns, from_matrix, matrix, picked
 from edgesdk.sampling import Samples
 
 COLUMNS = 8192  # of a layer's inputs that are looked at, over all samples; at least four for each weight of an output
@@ -62,18 +62,16 @@ def _moments(layer: Layer) -> tuple[Array, Array]:
     """Means over columns: x'·x'ᵀ, [groups, column, column], and (W·x + b - b')·x'ᵀ, [groups, outputs, column]."""
     weight = matrix(layer.node, layer.weight).astype(np.float64)
     groups, _, length = weight.shape
-    each = -(-max(COLUMNS, 4 * length) // layer.samples)
     random = np.random.default_rng(0)
     seen, crossed, sums, count = np.zeros((groups, length, length)), np.zeros((groups, length, length)), np.zeros((groups, 1, length)), 0
     for given, given_8_bit in layer.inputs():
-        places = positions(layer.node, layer.weight, given.shape)
-        picked = np.arange(places) if places <= each else np.sort(random.choice(places, each, replace=False))
-        x, x_8_bit = (columns(layer.node, layer.weight, array, picked) for array in (given, given_8_bit))
+        looked_at = picked(layer.node, layer.weight, given.shape, COLUMNS, layer.samples, random)
+        x, x_8_bit = (columns(layer.node, layer.weight, array, looked_at) for array in (given, given_8_bit))
         turned = np.swapaxes(x_8_bit, 1, 2)
         seen += x_8_bit @ turned
         crossed += x @ turned
         sums += x_8_bit.sum(axis=2, dtype=np.float64)[:, None]
-        count += len(picked)
+        count += len(looked_at)
     offset = _bias_rounding(layer).reshape(groups, -1, 1)
     return seen / max(count, 1), (weight @ crossed + offset * sums) / max(count, 1)
 

@@ -12,6 +12,7 @@ import onnx_ir
 from edgesdk import dpu, graph
 from edgesdk.errors import ModelError
 from edgesdk.graph import Array, Model
+from edgesdk.passes._linear import is_unscaled
 
 MOVING = {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice"}  # answer some of what they are given, unchanged
 WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}  # input 1 weights, input 2 bias
@@ -173,9 +174,8 @@ def _has_plain_weights(node: onnx_ir.Node) -> bool:
         return False
     if node.op_type != "Gemm":
         return True
-    plain = all(name not in node.attributes or node.attributes[name].as_float() == 1 for name in ("alpha", "beta"))
     transposed = "transA" in node.attributes and node.attributes["transA"].as_int() != 0
-    return plain and not transposed and (bias is None or bias.shape == (weight.shape[axis_of(node)],))
+    return is_unscaled(node) and not transposed and (bias is None or bias.shape == (weight.shape[axis_of(node)],))
 
 
 def _factor_and_offset(node: onnx_ir.Node, place: int) -> tuple[float, float] | None:

@@ -40,7 +40,7 @@ from edgesdk.passes._readers import (
     write_rows,
 )
 from edgesdk.passes._repair import repair as repaired
-from edgesdk.sampling import Samples
+from edgesdk.sampling import Samples, joined, shapes_of
 
 SAMPLES = 512  # that are looked at
 MERGED = 16  # samples at most run as one, where the model takes them so
@@ -200,22 +200,18 @@ def _feeds(model: Model, samples: Samples) -> tuple[Feeds, list[Feeds]]:
         raise SampleError(f"{samples.source} holds no samples", "give at least one")
     first = graph.inputs(model)
     free = all(info.shape and info.shape[0] is None for info in first)
-    alike = all({name: array.shape for name, array in each.items()} == {name: array.shape for name, array in feeds[0].items()} for each in feeds)
+    alike = all(shapes_of(each) == shapes_of(feeds[0]) for each in feeds)
     size = min(MERGED, MERGED_BYTES // max(sum(array.nbytes for array in feeds[0].values()), 1))
     if len(feeds) == 1 or size < 2 or not free or not alike or not _answers_apart(model, feeds[:3]):
         return feeds[0], feeds
-    return feeds[0], [_merged(feeds[begin : begin + size]) for begin in range(0, len(feeds), size)]
-
-
-def _merged(feeds: Sequence[Feeds]) -> Feeds:
-    return {name: np.concatenate([each[name] for each in feeds]) for name in feeds[0]}
+    return feeds[0], [joined(feeds[begin : begin + size]) for begin in range(0, len(feeds), size)]
 
 
 def _answers_apart(model: Model, feeds: Sequence[Feeds]) -> bool:
     """Whether several feeds as one are answered as each alone."""
     session = graph.session(model)
     try:
-        together, apart = graph.run(session, _merged(feeds)), _merged([graph.run(session, each) for each in feeds])
+        together, apart = graph.run(session, joined(feeds)), joined([graph.run(session, each) for each in feeds])
     except (ModelError, ValueError):
         return False
     return all(together[name].shape == array.shape and np.allclose(together[name], array, 1e-3, 1e-4, equal_nan=True) for name, array in apart.items())

@@ -18,6 +18,7 @@ from edgesdk.graph import Array, Model
 from edgesdk.passes._bias_correction import bias_of
 from edgesdk.passes._layers import Pair, constant_at, pairs, write_constant
 from edgesdk.passes._least_squares import Problem, measure, solve
+from edgesdk.passes._linear import is_unscaled
 from edgesdk.passes._patches import from_matrix, matrix
 from edgesdk.passes.remove_unused import remove_unused
 from edgesdk.sampling import Samples
@@ -57,7 +58,7 @@ def _prune(pair: Pair, *, sparse: bool) -> None:
     if not np.array_equal(before, now, equal_nan=True):
         return  # a layer that reads the same weights has decided
     rows = matrix(pair.node, before)
-    bias = bias_of(pair.node, rows.shape[0] * rows.shape[1]) if _counts_once(pair.node) else None
+    bias = bias_of(pair.node, rows.shape[0] * rows.shape[1]) if is_unscaled(pair.node) else None
     problem = measure(pair, before, centred=bias is not None)
     found = _found(problem, _fours(pair.node, before) if sparse else None)
     if found is None:
@@ -83,11 +84,6 @@ def _found(problem: Problem, fours: Array | None) -> Array | None:
     found = solve(damped, chosen != 0, chosen)
     numbers = np.concatenate([found.ravel(), problem.shift(found)])
     return found if (np.abs(numbers) < np.finfo(np.float32).max).all() else None
-
-
-def _counts_once(node: onnx_ir.Node) -> bool:
-    """Whether a Gemm takes its weights and its bias as they are."""
-    return not any(name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta") if node.op_type == "Gemm")
 
 
 def _write(node: onnx_ir.Node, weight: Array) -> None:

@@ -84,14 +84,8 @@ def _by_input(node: onnx_ir.Node) -> Array:
 
 def _largest(model: Model, places: list[_Place], samples: Samples) -> list[Array]:
     """The greatest magnitude of each channel over the samples."""
-    measuring = graph.clone(model)
-    values = onnx_ir.convenience.create_value_mapping(measuring.graph)
     names = [str(place.value.name) for place in places]
-    measuring.graph.outputs.clear()
-    for name in names:
-        values[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
-        measuring.graph.outputs.append(values[name])
-    session = graph.session(measuring)
+    session = graph.session(graph.answering(model, names))
     found = [np.zeros(_by_input(place.readers[0]).shape) for place in places]
     fed = False
     for feeds in samples:
