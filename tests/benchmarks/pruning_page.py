@@ -81,7 +81,7 @@ def _network(name: str, result: Mapping[str, Any]) -> str:
 
 def _lost(result: Mapping[str, Any], label: str, gone: float) -> list[float]:
     """Of each draw, in percentage points; empty where it was not measured."""
-    return [100 * (result["score"] - score) for point in result["curves"][label] if point["gone"] == gone for score in point["scores"]]
+    return [100 * (result["score"] - score) for point in result["curves"].get(label, ()) if point["gone"] == gone for score in point["scores"]]
 
 
 def _points(lost: Sequence[float]) -> str:
@@ -102,7 +102,7 @@ def _draw(results: Results) -> None:
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgesdk", "font.size": 9}):
-        figure, row = pyplot.subplots(1, len(results), figsize=(4.2 * len(results), 4.2), layout="constrained", squeeze=False)
+        figure, row = pyplot.subplots(1, len(results), figsize=(4.2 * len(results), 4.2), layout="constrained", squeeze=False, sharey=True)
         for axes, (name, result) in zip(row[0], results.items(), strict=True):
             for label, points in _lines(result["curves"]).items():
                 across = [100 * (1 - statistics.mean(point["kept"])) for point in points]
