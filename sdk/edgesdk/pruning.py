@@ -118,8 +118,8 @@ def prune(
 
     The second value has `recipe`; `macs`, `parameters` and `size_bytes` {before, after}; `channels` and `whole` as an `Outlook` has them, or,
     for 2:4, `sparse` {weights, two_four}; `snr_db` of the answers, against the original's on held-back samples; `latency_ms` beside the
-    simplified model, None where this machine does not resemble the profile's; `distilled` and `seconds`. No accuracy is judged: that is what
-    `package` does. Raises an EdgeSDKError.
+    simplified model, None where this machine does not resemble the profile's; `distilled`, whether training brought it closer, None where
+    nobody asked; and `seconds`. No accuracy is judged: that is what `package` does. Raises an EdgeSDKError.
     """
     began = time.monotonic()
     goal.check(profile)
@@ -158,7 +158,7 @@ def prune(
         **told,
         "snr_db": round(-10 * log10(noise), 1) if noise else None,
         "latency_ms": evidence.race_here(profile, source.held_back)(slim, taught, RACE_S).to_dict() if here else None,
-        "distilled": taught is not made,
+        "distilled": taught is not made if distil else None,
         "seconds": round(time.monotonic() - began, 1),
     }
 

@@ -38,6 +38,8 @@ Prune = Callable[[float], Model]
 HALVINGS = 8  # of the interval in which the share of the channels lies
 MOST_CHANNELS = 0.9
 FEW = 8
+PEERS, RE_ESTIMATED = "Torch-Pruning", "re-estimated"
+TIMED = 0.5
 GONE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # of the multiply-accumulates
 TRAINING = {"resnet8": digits.training, "resnet20": fashion.training, "mobilenet": fashion.training}
 
@@ -75,13 +77,17 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True)
 class Pruner:
-    """``measured(case, calibration)`` gives what prunes to a share of the multiply-accumulates; ``draws`` where it matters which images they are."""
+    """``measured(case, calibration)`` gives what prunes to a share of the multiply-accumulates; ``draws`` where it matters which images they are.
+
+    ``timed`` unless another has the same shapes.
+    """
 
     label: str
     measured: Callable[[Case, Calibration], Prune]
     draws: bool = True
     ours: bool = False
     gone: tuple[float, ...] = GONE
+    timed: bool = True
 
 
 def simplified(model: Model) -> Model:
@@ -107,7 +113,9 @@ def _distilled(case: Case, calibration: Calibration) -> Prune:
     return lambda keep: distil(case.simplified, prune(keep), samples)
 
 
-def _torch_pruning(case: Case, calibration: Calibration, *, taylor: bool = False, re_estimate: bool = False, **settings: Any) -> Prune:
+def _torch_pruning(
+    case: Case, calibration: Calibration, *, taylor: bool = False, re_estimate: bool = False, in_multiples: bool = False, **settings: Any
+) -> Prune:
     """By L2 norms over all layers of a group, as its README begins, or by Taylor importance; what the classifier answers stays."""
     images = torch.from_numpy(calibration.images)
     whole = networks.loaded(case.entry.model.stem)
@@ -120,7 +128,10 @@ def _torch_pruning(case: Case, calibration: Calibration, *, taylor: bool = False
         for parameter, original in zip(network.parameters(), whole.parameters(), strict=True):
             parameter.grad = original.grad
         answers = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1]
-        torch_pruning.pruner.BasePruner(network, networks.SAMPLE, importance, pruning_ratio=ratio, ignored_layers=[answers], **settings).step()
+        multiple = case.profile.pruning.channel_multiple if in_multiples else None
+        torch_pruning.pruner.BasePruner(
+            network, networks.SAMPLE, importance, pruning_ratio=ratio, ignored_layers=[answers], round_to=multiple, **settings
+        ).step()
         return network
 
     def prune(keep: float) -> Model:
@@ -176,11 +187,13 @@ _TORCH_PRUNING = {
 }
 
 OURS = Pruner("edgesdk", _ours, ours=True)
+DISTILLED = Pruner("edgesdk, distilled", _distilled, ours=True, gone=(0.7,))
 PRUNERS = (
     OURS,
-    Pruner("edgesdk, distilled", _distilled, ours=True, gone=(0.7,)),
+    DISTILLED,
     Pruner("L1, no repair", partial(_ours, criterion="l1", repair=False), draws=False, ours=True),
-    *(Pruner(f"Torch-Pruning {label}", partial(_torch_pruning, **settings), draws="taylor" in settings) for label, settings in _TORCH_PRUNING.items()),
-    *(Pruner(f"Torch-Pruning {label}, re-estimated", partial(_torch_pruning, re_estimate=True, **settings)) for label, settings in _TORCH_PRUNING.items()),
+    *(Pruner(f"{PEERS} {label}", partial(_torch_pruning, **settings), draws="taylor" in settings, timed=False) for label, settings in _TORCH_PRUNING.items()),
+    *(Pruner(f"{PEERS} {label}, {RE_ESTIMATED}", partial(_torch_pruning, re_estimate=True, **settings)) for label, settings in _TORCH_PRUNING.items()),
+    Pruner(f"{PEERS} L2 in multiples, {RE_ESTIMATED}", partial(_torch_pruning, re_estimate=True, in_multiples=True), gone=(TIMED,)),
     Pruner("onnxsim", _onnxsim),
 )

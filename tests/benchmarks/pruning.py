@@ -27,7 +27,7 @@ from edgesdk import graph, packaging, profiles, users_code
 from edgesdk.errors import EvaluationError
 from tests.benchmarks import pruning_page
 from tests.benchmarks.contenders import in_onnxruntime
-from tests.benchmarks.pruners import OURS, PRUNERS, TRAINING, Calibration, Case, Pruner, simplified
+from tests.benchmarks.pruners import OURS, PRUNERS, TIMED, TRAINING, Calibration, Case, Pruner, simplified
 from tests.benchmarks.rounds import ratio, rounds
 from tests.suite import FETCHED, REPOSITORY, chosen, edgesdk_digest
 
@@ -36,7 +36,6 @@ Done = TypeVar("Done")
 KEPT = FETCHED / "pruning"
 RESULTS = REPOSITORY / "docs" / "pruning.json"
 TOOLS = ("onnxruntime", "torch-pruning", "torch", "onnxsim")
-TIMED = 0.5
 DRAWS = 3
 IMAGES = 512
 FEEDS = 8  # images that are timed
@@ -75,7 +74,7 @@ def measured(case: Case) -> dict[str, Any]:
             {"gone": gone, "kept": [one.kept for one in made], "scores": [one.score for one in made], "seconds": statistics.median(one.seconds for one in made)}
             for gone, made in zip(pruner.gone, zip(*draws, strict=True), strict=True)
         ]
-        if TIMED in pruner.gone:
+        if pruner.timed and TIMED in pruner.gone:
             timed[pruner.label] = KEPT / draws[0][pruner.gone.index(TIMED)].file
     return {"machine": _machine(case), "score": _score(case, case.entry.model), "curves": curves, "speeds": _speeds(case, timed)}
 

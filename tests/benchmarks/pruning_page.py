@@ -4,11 +4,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tests.benchmarks.pruners import DISTILLED, OURS, PEERS, RE_ESTIMATED
 from tests.suite import REPOSITORY, SUITE
 
 PAGE, PICTURE = REPOSITORY / "docs" / "pruning.md", REPOSITORY / "docs" / "pruning.svg"
 BEGIN, END = "<!-- written by `make bench` -->\n", "<!-- until here -->"
-OURS, DISTILLED = "edgesdk", "edgesdk, distilled"
 
 # What the figures are held to: percentage points of top-1 that may be lost with that share of the multiply-accumulates gone …
 MOST_LOST = (
@@ -17,8 +17,6 @@ MOST_LOST = (
     (DISTILLED, 0.7, {"resnet8": 0.5, "resnet20": 0.5, "mobilenet": 1.0}),
 )
 LEAST_SPEEDUP = {"resnet8": 1.3, "resnet20": 1.5, "mobilenet": 1.5}  # … and how much faster half of them has to be
-PEERS = "Torch-Pruning"
-RE_ESTIMATED = "re-estimated"
 
 Results = Mapping[str, Mapping[str, Any]]
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -45,20 +43,20 @@ def _machine(results: Results) -> str:
 
 def _held(results: Results) -> str:
     lines = ["| held to | measured | |", "| --- | --- | --- |"]
-    for label, gone, most in MOST_LOST:
+    for pruner, gone, most in MOST_LOST:
         for name, result in results.items():
-            lost = _lost(result, label, gone)
+            lost = _lost(result, pruner.label, gone)
             kept = "yes" if statistics.mean(lost) <= most[name] else "no"
-            lines.append(f"| {name}, {label}, {gone:.0%} of the multiply-accumulates gone: at most {most[name]:g} points | {_points(lost)} | {kept} |")
+            lines.append(f"| {name}, {pruner.label}, {gone:.0%} of the multiply-accumulates gone: at most {most[name]:g} points | {_points(lost)} | {kept} |")
     for name, result in results.items():
-        speed = result["speeds"][OURS]["speedup"]
+        speed = result["speeds"][OURS.label]["speedup"]
         kept = "yes" if speed["value"] >= LEAST_SPEEDUP[name] else "no"
         lines.append(f"| {name}, half of them gone: at least {LEAST_SPEEDUP[name]:g}× as fast | {_speedup(speed)} | {kept} |")
     return "\n".join(lines)
 
 
 def _network(name: str, result: Mapping[str, Any]) -> str:
-    shares = [point["gone"] for point in result["curves"][OURS]]
+    shares = [point["gone"] for point in result["curves"][OURS.label]]
     lines = [
         f"## {name}",
         "",
@@ -83,7 +81,7 @@ def _network(name: str, result: Mapping[str, Any]) -> str:
 
 def _lost(result: Mapping[str, Any], label: str, gone: float) -> list[float]:
     """Of each draw, in percentage points; empty where it was not measured."""
-    return [100 * (result["score"] - score) for point in result["curves"][label] if point["gone"] == gone for score in point["scores"]]
+    return [100 * (result["score"] - score) for point in result["curves"].get(label, ()) if point["gone"] == gone for score in point["scores"]]
 
 
 def _points(lost: Sequence[float]) -> str:
@@ -104,12 +102,12 @@ def _draw(results: Results) -> None:
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "edgesdk", "font.size": 9}):
-        figure, row = pyplot.subplots(1, len(results), figsize=(4.2 * len(results), 4.2), layout="constrained", squeeze=False)
+        figure, row = pyplot.subplots(1, len(results), figsize=(4.2 * len(results), 4.2), layout="constrained", squeeze=False, sharey=True)
         for axes, (name, result) in zip(row[0], results.items(), strict=True):
             for label, points in _lines(result["curves"]).items():
                 across = [100 * (1 - statistics.mean(point["kept"])) for point in points]
                 low, mean, high = ([100 * measure(point["scores"]) for point in points] for measure in (min, statistics.mean, max))
-                (line,) = axes.plot(across, mean, "o-", label=label, markersize=3, linewidth=2.5 if label == OURS else 1)
+                (line,) = axes.plot(across, mean, "o-", label=label, markersize=3, linewidth=2.5 if label == OURS.label else 1)
                 axes.fill_between(across, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
             axes.axhline(100 * result["score"], color="black", linewidth=0.6, linestyle=":")
             axes.set_title(name)
@@ -122,7 +120,7 @@ def _draw(results: Results) -> None:
 
 def _lines(curves: Curves) -> Curves:
     """As they are, but of Torch-Pruning's settings the one that scores best at each share: it could not be known beforehand."""
-    theirs = {label: points for label, points in curves.items() if label.startswith(PEERS)}
+    theirs = {label: points for label, points in curves.items() if label.startswith(PEERS) and len(points) == len(curves[OURS.label])}
     best = {
         label: [max(points, key=lambda point: statistics.mean(point["scores"])) for points in zip(*settings, strict=True)]
         for label, settings in (
@@ -130,4 +128,4 @@ def _lines(curves: Curves) -> Curves:
             (f"{PEERS}, {RE_ESTIMATED}, best of three", [points for label, points in theirs.items() if label.endswith(RE_ESTIMATED)]),
         )
     }
-    return {label: points for label, points in curves.items() if label not in theirs} | best
+    return {label: points for label, points in curves.items() if not label.startswith(PEERS)} | best

@@ -80,6 +80,8 @@ def settings_of(name: str, feeds: Feeds) -> list[dict[str, Any]]:
         return [{"shapes": {key: list(array.shape) for key, array in feeds.items()}}]
     if name == "quantize":
         return QUANTIZED
+    if name == "prune":
+        return [{"macs": 0.5}]
     return [{}]
 
 

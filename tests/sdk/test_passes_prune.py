@@ -142,7 +142,7 @@ def test_channels_come_in_multiples_and_a_group_of_one_multiple_stays_whole() ->
 
 def test_what_is_left_is_the_share_that_was_asked_for() -> None:
     model = chain(24, 16, 24)
-    found = survey(model, samples=feeds_for(model), repair=False)  # which would give each Conv a bias
+    found = survey(model, samples=feeds_for(model))
     for share in (0.9, 0.5, 0.2):
         by_macs, by_parameters = choose(found, macs=share), choose(found, parameters=share)
         pruned = carry_out(found, by_macs)
@@ -179,7 +179,6 @@ def test_nodes_that_are_left_out_keep_their_channels() -> None:
 
 def test_nothing_to_prune_is_the_very_same_model() -> None:
     model = chain(24, 16, 24)
-    assert prune(model, samples=feeds_for(model), macs=1.0) is model
     assert prune(model, samples=feeds_for(model), macs=0.5, multiple=64) is model
 
 
@@ -191,7 +190,7 @@ def test_the_same_twice_and_the_model_given_stays() -> None:
     assert graph.to_bytes(once) == graph.to_bytes(again) != graph.to_bytes(model) == before
 
 
-@pytest.mark.parametrize("wrong", [{}, {"macs": 0.5, "parameters": 0.5}, {"macs": 0.0}, {"parameters": 1.1}, {"macs": 0.5, "multiple": 0}])
+@pytest.mark.parametrize("wrong", [{}, {"macs": 0.5, "parameters": 0.5}, {"macs": 0.0}, {"parameters": 1.0}, {"macs": 0.5, "multiple": 0}])
 def test_what_cannot_be_meant_is_refused(wrong: dict[str, float]) -> None:
     model = chain(8, 8, 8)
     with pytest.raises(ModelError):
@@ -238,7 +237,6 @@ def is_pruned(model: Model, feeds: list[graph.Feeds], criterion: Criterion, *, r
     made = carry_out(found, kept)
     graph.check(made)
     assert graph.to_bytes(model) == before, "the model given was changed"
-    assert graph.describe(made).parameters <= graph.describe(model).parameters or repair  # biases, where there were none
     assert all(count * each.group.width % multiple == 0 for each in found.prunable if (count := kept[each.group.name]) < each.group.count)
     for each in feeds:
         expected, answered = answers(model, each), answers(made, each)

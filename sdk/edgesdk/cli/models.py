@@ -255,6 +255,8 @@ def _pruned(told: dict[str, Any]) -> str:
     if latency is not None:
         facts.append(f"{latency['speedup']:.2f}× as fast here ({latency['low']:.2f} … {latency['high']:.2f})")
     facts.append(f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers")
+    if told["distilled"] is not None:
+        facts.append("distilled" if told["distilled"] else "not distilled: training brought it no closer on samples held back, more of them may help")
     return ", ".join(facts)
 
 

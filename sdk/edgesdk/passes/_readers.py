@@ -86,6 +86,15 @@ def write_rows(node: onnx_ir.Node, place: int, rows: Array) -> None:
     write_constant(node, place, (from_matrix(node, rows, weight.shape) if place == 1 else rows).astype(np.float32))
 
 
+def add_biases(model: Model) -> None:
+    """Zeros, in place, for Convs and Gemms that could be set anew and have none."""
+    for node in model.graph:
+        if node.op_type in ("Conv", "Gemm") and is_reader(node, 1) and (len(node.inputs) < 3 or node.inputs[2] is None):
+            groups, outputs, _ = weight_rows(node, 1).shape
+            node.resize_inputs(3)
+            node.replace_input_with(2, graph.add_constant(model.graph, f"{node.name}_bias", np.zeros(groups * outputs, np.float32)))
+
+
 def has_shift(node: onnx_ir.Node, place: int) -> bool:
     """Whether a constant for each output can be added to what these weights make."""
     if place != 1 or node.op_type == "ConvTranspose":
@@ -94,28 +103,22 @@ def has_shift(node: onnx_ir.Node, place: int) -> bool:
         return len(node.inputs) > 3 and graph.constant(node.inputs[3]) is not None
     if not is_unscaled(node):
         return False
-    absent = node.op_type != "MatMul" and (len(node.inputs) < 3 or node.inputs[2] is None)
-    return absent or bias_of(node, weight_rows(node, 1).shape[0] * weight_rows(node, 1).shape[1]) is not None
+    groups, outputs, _ = weight_rows(node, 1).shape
+    return bias_of(node, groups * outputs) is not None
 
 
 def add_shift(node: onnx_ir.Node, shift: Array) -> None:
     """That constant, [outputs of all groups]."""
-    if node.op_type in GATES:
-        before = graph.constant(node.inputs[3])
-        assert before is not None
-        both = before.astype(np.float64)  # [directions, of the input's gates and of the recurrent ones']
-        both[:, : both.shape[1] // 2] += shift.reshape(len(both), -1)
-        write_constant(node, 3, both)
-        return
-    found = bias_of(node, len(shift))
-    if found is None:
-        assert isinstance(node.graph, onnx_ir.Graph)
-        node.resize_inputs(3)
-        node.replace_input_with(2, graph.add_constant(node.graph, f"{node.name}_bias", shift.astype(np.float32)))
-        return
-    bias = graph.constant(found[0].inputs[found[1]])
-    assert bias is not None
-    write_constant(*found, bias + shift.reshape(bias.shape))
+    found = (node, 3) if node.op_type in GATES else bias_of(node, len(shift))
+    assert found is not None
+    before = graph.constant(found[0].inputs[found[1]])
+    assert before is not None
+    after = before.astype(np.float64)
+    if node.op_type in GATES:  # [directions, of the input's gates and of the recurrent ones']
+        after[:, : after.shape[1] // 2] += shift.reshape(len(after), -1)
+    else:
+        after += shift.reshape(after.shape)
+    write_constant(*found, after)
 
 
 def units_of(node: onnx_ir.Node, part: Slice) -> Array:
@@ -134,6 +137,8 @@ def moments_bytes(node: onnx_ir.Node, place: int) -> int:
 
 def measure(model: Model, places: Collection[Place], feeds: Sequence[Feeds]) -> dict[Place, Moments]:
     """What the weights at these places are multiplied with, where all is finite. Raises ModelError."""
+    if not places:
+        return {}
     nodes = {str(node.name): node for node in model.graph}
     read = [(nodes[name], place) for name, place in sorted(places)]
     exposed = graph.session(graph.answering(model, dict.fromkeys(str(_multiplied(node, place).name) for node, place in read)))

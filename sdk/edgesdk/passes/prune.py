@@ -28,6 +28,7 @@ from edgesdk.passes._readers import (
     Place,
     Reader,
     activity,
+    add_biases,
     add_shift,
     eliminate,
     has_shift,
@@ -54,6 +55,7 @@ JUDGED_MACS = 1e12  # multiply-accumulates to be spent on it, in all
 _TINY, _MOST = 1e-30, 1e6  # variance of answers, and share of it
 
 Criterion = Literal["reconstruction", "activation", "l1", "l2"]
+Cost = Literal["macs", "parameters"]
 Progress = Callable[[int, int], None]
 
 
@@ -77,14 +79,19 @@ class Survey:
     macs: int  # of one sample
     parameters: int
     repair: bool
+    _work: Model  # the model, its nodes named and with biases where repair wants them
     _dimensions: Dimensions
     _feeds: tuple[Feeds, ...]
-    _costs: Mapping[str, Costs]  # macs, parameters
+    _costs: Mapping[Cost, Costs]
 
-    def share(self, of: Literal["macs", "parameters"], kept: Mapping[str, int]) -> float:
+    def share(self, of: Cost, kept: Mapping[str, int]) -> float:
         """Of the multiply-accumulates or of the parameters, what stays when so many units of these groups do; of the others all."""
         removed = np.array([group.count - kept.get(group.name, group.count) for group in self._dimensions.groups], float)
-        return self._costs[of].of(removed) / self._costs[of].of(np.zeros(len(removed)))
+        return self._costs[of].of(removed) / self._whole(of)
+
+    def _whole(self, of: Cost) -> float:
+        """Of the model given, in the units of the costs."""
+        return self._costs["macs"].of(np.zeros(len(self._dimensions.groups))) if of == "macs" else float(self.parameters)
 
 
 def prune(
@@ -103,8 +110,8 @@ def prune(
 
     Channels come in multiples of ``multiple`` along the tensors that they make. ``criterion`` says which go first: those whose going costs
     the least when all other weights are set anew, or those of the least weight times activation, or of the least weights; ``repair=False``
-    leaves the others' weights as they are. ``exclude`` names nodes whose weights keep their channels. A layer that is set anew and had no
-    bias gets one, which does not count. Raises ModelError, SampleError.
+    leaves the others' weights as they are. ``exclude`` names nodes whose weights keep their channels. Layers that can be set anew get a bias
+    where they have none. Raises ModelError, SampleError.
     """
     found = survey(model, samples=samples, multiple=multiple, criterion=criterion, repair=repair, exclude=exclude, progress=progress)
     return carry_out(found, choose(found, macs=macs, parameters=parameters))
@@ -124,12 +131,15 @@ def survey(
     if multiple < 1:
         raise ModelError(f"multiple is {multiple}: channels come in whole numbers", "1 leaves all numbers open")
     single, merged = _feeds(model, samples)
-    named, dimensions = graph.clone(model), analyse(model)
+    work = graph.clone(model)
+    if repair:
+        add_biases(work)
+    dimensions = analyse(work)
     counts = {group.name: _counts(group, multiple) for group in dimensions.groups}
     reasons = {group.name: _reason(group, counts[group.name], multiple, set(exclude)) for group in dimensions.groups}
     wanted = [group for group in dimensions.groups if reasons[group.name] is None]
     prunable: list[Prunable] = []
-    for ranked in _ranked(named, wanted, counts, criterion, merged, repair=repair, dimensions=dimensions):
+    for ranked in _ranked(work, wanted, counts, criterion, merged, repair=repair, dimensions=dimensions):
         prunable.append(ranked)
         if progress:
             progress(len(prunable), len(wanted))
@@ -138,12 +148,13 @@ def survey(
         model=model,
         prunable=tuple(prunable),
         whole=(*dimensions.whole, *kept_whole),
-        macs=sum(costs.macs(named, costs.shapes(named, single)).values()),
+        macs=sum(costs.macs(work, costs.shapes(work, single)).values()),
         parameters=graph.describe(model).parameters,
         repair=repair,
+        _work=work,
         _dimensions=dimensions,
         _feeds=tuple(merged),
-        _costs={"macs": of_macs(named, dimensions, single), "parameters": of_parameters(named, dimensions)},
+        _costs={"macs": of_macs(work, dimensions, single), "parameters": of_parameters(work, dimensions)},
     )
 
 
@@ -154,16 +165,16 @@ def choose(found: Survey, *, macs: float | None = None, parameters: float | None
     """
     if (macs is None) == (parameters is None):
         raise ModelError("`prune` is told one thing to go by: the share of the multiply-accumulates that stays, or of the parameters", "macs=0.5 keeps half")
-    of, share = ("macs", macs) if macs is not None else ("parameters", parameters)
+    of: Cost = "macs" if macs is not None else "parameters"
+    share = macs if macs is not None else parameters
     assert share is not None
-    if not 0 < share <= 1:
-        raise ModelError(f"{of} is {share:g}: it is the share that stays, above 0 and at most 1", "0.5 keeps half")
+    if not 0 < share < 1:
+        raise ModelError(f"{of} is {share:g}: it is the share that stays, between 0 and 1", "0.5 keeps half")
     if not found.prunable:
         return {}
     by_name = {each.group.name: each for each in found.prunable}
     tables = [_table(by_name.get(group.name)) for group in found._dimensions.groups]
-    costs_of = found._costs[of]
-    places = allocate(costs_of, tables, share * costs_of.of(np.zeros(len(tables))))
+    places = allocate(found._costs[of], tables, share * found._whole(of))
     return {group.name: by_name[group.name].counts[place] for group, place in zip(found._dimensions.groups, places, strict=True) if group.name in by_name}
 
 
@@ -179,9 +190,8 @@ def carry_out(found: Survey, kept: Mapping[str, int], *, progress: Progress | No
     removed = {each.group.name: each.order[: each.group.count - kept[each.group.name]] for each in found.prunable if each.group.name in kept}
     if not any(removed.values()):
         return found.model
-    smaller = shrink(found.model, found._dimensions, removed)
+    smaller = shrink(found._work, found._dimensions, removed)
     if found.repair:
-        original = graph.clone(found.model)
         gone = np.zeros(len(found._dimensions.roots), bool)
         for name, units in removed.items():
             gone[found._dimensions.units[name][list(units)]] = True
@@ -189,7 +199,7 @@ def carry_out(found: Survey, kept: Mapping[str, int], *, progress: Progress | No
         def stays(node: str, place: int) -> tuple[Array, ...]:
             return tuple(~gone[found._dimensions.roots[axis.atoms]] for axis in found._dimensions.constants[node, place])
 
-        repaired(original, smaller, stays, _samples(found._feeds), progress=progress)
+        repaired(found._work, smaller, stays, _samples(found._feeds), progress=progress)
     return smaller
 
 
