@@ -65,6 +65,9 @@ class Twin:
         read = _readable(model, answers)
         with _translated("onnx2torch cannot read the model"):
             self._module = convert(onnx_ir.to_proto(read), attach_onnx_mapping=True).eval().requires_grad_(requires_grad=False)
+        for made in self._module.modules():
+            if isinstance(made, torch.nn.LayerNorm):  # onnx2torch takes a length that is not inferred for 0
+                made.normalized_shape = tuple(made.weight.shape)
         self._inputs = [value.name or "" for value in read.graph.inputs]
         self._torch, self._own = torch, threading.local()
         trained = _trained(read, model)

@@ -92,6 +92,18 @@ def test_torch_computes_what_onnxruntime_does_and_its_weights_are_the_files(mode
     assert set(twin.numbers) == {"w", "b", "m", "t", "o", "u", "by", "s", "ls", "lb"} & set(_constants(model)), "all weights, and no statistics"
 
 
+def test_a_length_that_no_shape_tells_is_read_off_the_weights() -> None:
+    model = build(
+        [node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-1)],
+        inputs={"x": ("n", "m")},
+        outputs={"y": ("n", "m")},
+        weights={"s": numbers(6), "b": numbers(6, seed=1)},
+    )
+    feeds = {"x": numbers(4, 6, seed=2)}
+    (answer,) = Twin(model, ["y"]).answered(feeds)
+    np.testing.assert_allclose(answer, graph.run(graph.session(model), feeds)["y"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("model", [shared_and_scaled(), normalized(17), normalized(18)], ids=["shared", "17", "18"])
 def test_a_shaken_model_is_brought_back_and_keeps_everything_but_its_numbers(model: Model) -> None:
     shaken, samples = _shaken(model), _images(model)

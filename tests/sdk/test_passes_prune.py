@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from edgesdk.sampling import Samples
 from tests import digits
 from tests.sdk.generated import Generated, graphs
 from tests.sdk.prunable import Prunable, networks
-from tests.sdk.small_models import DATA, GRAPHS, answers, build, node, numbers
+from tests.sdk.small_models import DATA, GRAPHS, answers, build, node, numbers, proto
 
 QUICKLY = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 ALIKE = 1e-3  # least squares are damped: a few samples do not say everything
@@ -180,6 +181,28 @@ def test_nodes_that_are_left_out_keep_their_channels() -> None:
 def test_nothing_to_prune_is_the_very_same_model() -> None:
     model = chain(24, 16, 24)
     assert prune(model, samples=feeds_for(model), macs=0.5, multiple=64) is model
+
+
+def test_labels_that_are_words_are_no_obstacle() -> None:
+    """As a classifier from scikit-learn answers; its batch is free, so that samples may be run together."""
+    classifier = proto(
+        [
+            node("Gemm", ["x", "w", "b"], ["h"]),
+            node("Relu", ["h"], ["r"]),
+            node("Gemm", ["r", "v", "c"], ["score"]),
+            node("ArgMax", ["score"], ["best"], axis=1, keepdims=0),
+            node("Gather", ["names", "best"], ["label"]),
+        ],
+        inputs={"x": ("n", 4)},
+        outputs={"score": ("n", 3), "label": ("n",)},
+        weights={"w": numbers(4, 8), "b": numbers(8), "v": numbers(8, 3, seed=1), "c": numbers(3, seed=2), "names": np.array(["a", "b", "c"], object)},
+    )
+    classifier.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.STRING
+    model, feeds = onnx_ir.serde.deserialize_model(classifier), [{"x": numbers(1, 4, seed=seed)} for seed in range(4)]
+    found = survey(model, samples=Samples("four", lambda: iter(feeds), 4))
+    made = carry_out(found, choose(found, macs=0.5))
+    assert graph.describe(made).parameters < graph.describe(model).parameters
+    assert set(answers(made, feeds[0])["label"]) <= {"a", "b", "c"}
 
 
 def test_the_same_twice_and_the_model_given_stays() -> None:
