@@ -2,4 +2,4 @@
 
 import importlib.util
 
-collect_ignore = ["pruners.py", "pruning.py"] if importlib.util.find_spec("torch_pruning") is None else []
+collect_ignore = ["pruners.py", "pruning.py", "pruning_page.py"] if importlib.util.find_spec("torch_pruning") is None else []

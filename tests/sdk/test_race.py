@@ -120,7 +120,7 @@ def test_local_is_a_device_to_race_on(agent_home: Path, monkeypatch: pytest.Monk
     stages: list[str] = []
     with racing("local", X86, [{"x": x} for x in inputs(600)], lambda stage, *_: stages.append(stage)) as racer:
         raced = racer.race(small, other, limit_s=0.5)
-        assert not raced.faster and 0.6 < raced.speedup < 1.6
+        assert raced.low <= raced.speedup <= raced.high and raced.runs >= 20
         assert raced.providers == ("CPUExecutionProvider",) * 2 and raced.device
         assert len(sent) == len({*small.values(), *other.values()}) + 1
         racer.race(other, small, limit_s=0.1)
