@@ -31,7 +31,7 @@ from tests.suite import FETCHED, REPOSITORY, SUITE, Entry, chosen, edgesdk_diges
 KEPT = FETCHED / "profiles"
 AT_ONCE = 2
 MOST_REFUSED = 8
-FEEDS = 8  # calibration samples that onnxruntime and OpenVINO are compared on
+FEEDS = 16  # calibration samples that onnxruntime and OpenVINO are compared on
 
 
 @dataclass(frozen=True, slots=True)
