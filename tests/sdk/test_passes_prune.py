@@ -141,6 +141,13 @@ def test_channels_come_in_multiples_and_a_group_of_one_multiple_stays_whole() ->
     assert ("`z` is an output of the model", 4) in {(whole.reason, whole.count) for whole in found.whole}
 
 
+def test_of_many_multiples_two_go_at_a_time() -> None:
+    """onnxruntime's blocks are 16 channels where the registers are wide: 88 of 96 would be as slow as 96."""
+    model = chain(96, 88, 20)
+    found = survey(model, samples=feeds_for(model), multiple=8)
+    assert {each.group.count: each.counts for each in found.prunable} == {96: (96, 80, 64, 48, 32, 16), 88: (88, *range(80, 0, -8)), 20: (20, 16, 8)}
+
+
 def test_what_is_left_is_the_share_that_was_asked_for() -> None:
     model = chain(24, 16, 24)
     found = survey(model, samples=feeds_for(model))

@@ -46,6 +46,7 @@ from edgesdk.sampling import Samples, joined, shapes_of
 SAMPLES = 512  # that are looked at
 MERGED = 16  # samples at most run as one, where the model takes them so
 MERGED_BYTES = 1 << 18  # of their inputs
+MANY = 12  # multiples: of so many, two are taken at a time, for registers may be twice as wide (onnxruntime's blocks: 16 channels with AVX-512)
 COUNTS = 32  # numbers of units at most that a group may keep
 STEPS = 8  # of these for which the effect on the model's answers is measured; between them it follows the readers' error
 JUDGED = 16, 256  # samples on which it is: the fewest, and the most
@@ -239,8 +240,9 @@ def _samples(feeds: Sequence[Feeds]) -> Samples:
 
 
 def _counts(group: Group, multiple: int) -> tuple[int, ...]:
-    """Of units, so that their channels are a multiple; all of them, whatever they are."""
-    fewer = [count for count in range(group.count - 1, 0, -1) if count * group.width % multiple == 0]
+    """Of units, so that their channels are a multiple, or two where there are many; all of them, whatever they are."""
+    step = 2 * multiple if 1 < multiple * MANY <= group.count * group.width else multiple
+    fewer = [count for count in range(group.count - 1, 0, -1) if count * group.width % step == 0]
     return (group.count, *(fewer[place] for place in _spread(len(fewer), COUNTS)))
 
 
