@@ -11,17 +11,20 @@ import contextlib
 import json
 import os
 import re
+import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__
 from edge_agent.blobs import DiskFull, StoreError
+from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor
 from edge_agent.child import WorkerUnavailable
+from edge_agent.config import ConfigError
 from edge_agent.deployments import Busy, UnknownJob
 from edge_agent.models import UnknownModel
 from edge_agent.races import UnknownRace
-from edge_agent.server import HttpError, Request, Response, error_response, json_response
+from edge_agent.server import Request, Response, error_response, json_response
 
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
@@ -58,12 +61,12 @@ def _handler(request: Request) -> Callable[[Agent, Request], Response]:
     for method, pattern, handler in _ROUTES:
         found = pattern.fullmatch(request.path)
         if found and (request.local or not request.path.startswith("/edge/")):
-            if method == request.method:
+            if method == request.method or (method, request.method) == ("GET", "HEAD"):
                 groups = tuple(found.groups(default=""))
                 return lambda agent, asked: handler(agent, asked, groups)
             allowed.append(method)
     if allowed:
-        raise HttpError(405, f"{request.method[:20]} is not possible here, {' and '.join(allowed)} is")
+        raise HttpError(405, f"{request.method[:20]} is not possible here, {' and '.join(allowed)} is", headers={"Allow": ", ".join(allowed)})
     raise HttpError(404, f"there is nothing at {request.path[:80]}", "see the Open Inference Protocol v2: /v2/models/NAME/infer")
 
 
@@ -147,7 +150,7 @@ def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     if not 0 <= offset <= size <= _MAX_BLOB_BYTES or request.size != size - offset:
         raise HttpError(400, f"{request.size} bytes do not lead from offset {offset} to size {size}", close=True)
     blobs = agent.races.blobs(race) if race else agent.store
-    blobs.receive(digest, size, offset, request.chunks())
+    blobs.receive(digest, size, offset, request.pieces())
     return json_response({"digest": digest, "size": size})
 
 
@@ -204,13 +207,26 @@ def _logs(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
 
 
 def _tcp(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
-    port = _document(request).get("port")
+    document = _document(request)
+    port, address = document.get("port"), document.get("address", "127.0.0.1")
     if port is not None and (type(port) is not int or not 0 <= port < 1 << 16):
         raise HttpError(400, "`port` is a number below 65536, or null")
+    if not _is_address(address):
+        raise HttpError(400, "`address` is an IP address in digits")
     try:
-        return json_response(agent.listen(port))
+        return json_response(agent.listen(port, address))
     except OSError as error:
         raise HttpError(409, f"port {port} cannot be opened: {error.strerror}", "choose another port") from error
+    except ConfigError as error:
+        raise HttpError(409, str(error), error.hint) from error
+
+
+def _is_address(text: object) -> bool:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            socket.inet_pton(family, text)  # type: ignore[arg-type]
+            return True
+    return False
 
 
 def _stop(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:

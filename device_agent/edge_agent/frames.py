@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from collections.abc import Iterable
 from typing import Any, Union
 
@@ -42,10 +43,12 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], bytearray]:
     return json.loads(bytes(head)), body
 
 
-def send_all(sock: socket.socket, buffers: Iterable[Bytes]) -> None:
-    """All of it, without joining the buffers first. Raises OSError."""
+def send_all(sock: socket.socket, buffers: Iterable[Bytes], *, deadline: float | None = None) -> None:
+    """All of it, without joining the buffers first. Raises OSError; a time-out where it is not through by ``deadline`` (monotonic)."""
     left = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if len(view)]
     while left:
+        if deadline is not None:
+            sock.settimeout(max(0.001, deadline - time.monotonic()))
         sent = sock.sendmsg(left[:_MAX_BUFFERS])
         while left and sent >= len(left[0]):
             sent -= len(left.pop(0))

@@ -5,7 +5,8 @@
     server.stop()
 
 ``application`` gets a Request and returns a Response; `api` is ours. What a client may take from us is bounded: connections,
-bytes of a head and a body, seconds for sending them. Every failure is JSON, {"error": …}. Standard library and h11 only.
+bytes of a head and a body, seconds for sending them and for taking the answer. Every failure is JSON, {"error": …}.
+Standard library and h11 only.
 """
 
 from __future__ import annotations
@@ -24,23 +25,14 @@ from http import HTTPStatus
 
 import h11
 
+from edge_agent.bodies import READ_BYTES, HttpError, Pace, Source
+from edge_agent.config import Limits
 from edge_agent.frames import Bytes, send_all
 
-MAX_BODY_BYTES = 64 << 20
 _MAX_HEAD_BYTES = 16 << 10
-_IDLE_S = 30.0  # without a byte: between requests, within a head or a body, or of an answer nobody reads
-_SLOWEST_BYTES_A_SECOND = 64 << 10  # a body that comes slower, over _IDLE_S and more, is cut off
 _LINGER_S = 2
-_READ_BYTES = 1 << 16
-_LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-
-
-class HttpError(Exception):
-    """A failure with its status. ``close``: what follows on this connection cannot be understood."""
-
-    def __init__(self, status: int, message: str, hint: str = "", *, close: bool = False) -> None:
-        super().__init__(message)
-        self.status, self.hint, self.close = status, hint, close
+_RETRY_S = 1
+_WITHOUT_TOKEN = ("/",)  # the status page: a browser cannot send the token with its first request, and the page shows nothing by itself
 
 
 @dataclass
@@ -52,20 +44,53 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     local: bool  # came over the Unix socket
-    size: int
-    _source: _Source
+    _source: Source
+    _room: Room
+    taken_bytes: int = 0
 
-    def body(self, limit: int = MAX_BODY_BYTES) -> bytearray:
+    @property
+    def size(self) -> int:
+        """Bytes of the body that are still to be read. Raises HttpError if it comes in chunks: then nobody knows."""
+        if self._source.length is None:
+            raise HttpError(411, "the body needs a Content-Length here: it is not taken in chunks", close=True)
+        return self._source.length
+
+    def body(self, limit: int | None = None) -> bytearray:
         """All of it. Raises HttpError: too large, too slow, cut off."""
-        if self.size > limit:
-            raise HttpError(413, f"the body has {self.size} bytes, at most {limit} are taken", close=True)
-        body = bytearray(self.size)
-        self._source.read_into(memoryview(body))
-        return body
+        return self._source.body(self._room.limits.body_bytes if limit is None else limit, self.take)
 
-    def chunks(self) -> Iterator[memoryview]:
+    def pieces(self) -> Iterator[memoryview]:
         """As it comes, however slowly; a sender that falls silent ends it early."""
-        return self._source.chunks()
+        return self._source.pieces()
+
+    def take(self, size: int) -> None:
+        """Memory for so many bytes, until there is an answer. Raises HttpError if others have it all."""
+        self._room.take(size)
+        self.taken_bytes += size
+
+    def free(self) -> None:
+        self._room.free(self.taken_bytes)
+        self.taken_bytes = 0
+
+
+class Room:
+    """The memory that the bodies of all requests in flight share."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def take(self, size: int) -> None:
+        with self._lock:
+            most = max(self.limits.in_flight_bytes, self.limits.body_bytes)  # one alone always fits
+            if self._taken + size > most:
+                raise HttpError(503, f"requests of {self._taken} bytes are being answered, {size} more do not fit", "try again soon", headers=RETRY)
+            self._taken += size
+
+    def free(self, size: int) -> None:
+        with self._lock:
+            self._taken -= size
 
 
 @dataclass(frozen=True)
@@ -77,24 +102,33 @@ class Response:
     header_bytes: int | None = None
     content_type: str = "application/json"
     timing_ns: dict[str, int] = field(default_factory=dict)  # phase -> nanoseconds, told as Server-Timing
+    headers: dict[str, str] = field(default_factory=dict)
 
 
-def json_response(document: object, status: int = 200) -> Response:
-    return Response(status, [json.dumps(document).encode()])
+RETRY = {"Retry-After": str(_RETRY_S)}
 
 
-def error_response(status: int, message: str, hint: str = "") -> Response:
-    return json_response({"error": message, **({"hint": hint} if hint else {})}, status)
+def json_response(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(status, [json.dumps(document).encode()], headers=headers or {})
+
+
+def error_response(status: int, message: str, hint: str = "", headers: dict[str, str] | None = None) -> Response:
+    """A 429 or 503 always says when to come again."""
+    retry = RETRY if status in (429, 503) else {}
+    return json_response({"error": message, **({"hint": hint} if hint else {})}, status, {**retry, **(headers or {})})
 
 
 @dataclass
 class Server:
-    """Accepts until it is stopped. ``token``: where it is given, each request must bear it."""
+    """Accepts until it is stopped. ``token``: where it is given, each request must bear it, and be addressed to us: by the
+    connection's own address, as localhost, or as one of ``hosts``."""
 
     listener: socket.socket
     application: Callable[[Request], Response]
     token: str | None = None
+    hosts: Sequence[str] = ()
     most_connections: int = 64
+    room: Room = field(default_factory=lambda: Room(Limits()))
     _open: set[socket.socket] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
@@ -142,12 +176,11 @@ class Server:
     def _serve(self, sock: socket.socket) -> None:
         try:
             with contextlib.suppress(OSError, EOFError):
-                sock.settimeout(_IDLE_S)
                 if sock.family != socket.AF_UNIX:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 leftover = b""
                 while not self._stopping:
-                    source = _Source(sock, leftover)
+                    source = Source(sock, leftover, self._pace)
                     keep = self._one(sock, source)
                     if not keep:
                         _linger(sock)
@@ -156,34 +189,49 @@ class Server:
         finally:
             self._close(sock)
 
-    def _one(self, sock: socket.socket, source: _Source) -> bool:
+    def _one(self, sock: socket.socket, source: Source) -> bool:
         """Answer one request; whether the connection can carry another. EOFError when the client is done."""
-        head = False
+        request: Request | None = None
+        most = self.room.limits.body_bytes
         try:
-            request, keep = _read_request(source, local=sock.family == socket.AF_UNIX)
-            head = request.method == "HEAD"
-            self._check_caller(request)
+            request, keep = _read_request(source, self._pace, self.room, local=sock.family == socket.AF_UNIX)
+            self._check_caller(request, sock)
             response = self.application(request)
-            keep = keep and source.drain(MAX_BODY_BYTES)
+            keep = keep and source.drain(most)
         except HttpError as error:
-            response, keep = error_response(error.status, str(error), error.hint), not error.close and source.drain(MAX_BODY_BYTES)
+            response = error_response(error.status, str(error), error.hint, error.headers)
+            keep = not error.close and source.drain(most)
         except (OSError, EOFError):
             raise  # the client is gone
         except Exception:  # noqa: BLE001 - a bug of ours: the client gets an answer, the log its traceback, the others are served on
             traceback.print_exc()
             response, keep = error_response(500, "the agent failed; its log says more", "see `edge-agent logs`"), False
+        finally:
+            if request is not None:
+                request.free()
         keep = keep and not self._stopping
-        send_all(sock, [_head(response, keep=keep), *(() if head else response.body)])
+        head = _head(response, keep=keep)
+        body = () if request is not None and request.method == "HEAD" else response.body
+        send_all(sock, [head, *body], deadline=self._pace.deadline(sum(memoryview(buffer).nbytes for buffer in body)))
         return keep
 
-    def _check_caller(self, request: Request) -> None:
+    @property
+    def _pace(self) -> Pace:
+        return Pace(self.room.limits.idle_s, self.room.limits.bytes_a_second)
+
+    def _check_caller(self, request: Request, sock: socket.socket) -> None:
         """Over TCP: the token, and no browser that was talked into asking. Raises HttpError."""
         if self.token is None:
             return
-        if "origin" in request.headers:
-            raise HttpError(403, "requests from web pages are not answered", close=True)
-        if request.headers.get("host", "").rsplit(":", 1)[0] not in _LOOPBACK_HOSTS and request.headers.get("host") not in _LOOPBACK_HOSTS:
-            raise HttpError(403, "this address answers as localhost only", close=True)
+        host = request.headers.get("host", "").lower()
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if name.strip("[]") not in ("localhost", sock.getsockname()[0], *self.hosts):  # else a page rebinds its own name to our address
+            raise HttpError(403, f"this address does not answer as `{name[:80]}`", "list the name under `hosts` in config.json", close=True)
+        origin = request.headers.get("origin", f"http://{host}").lower()
+        if origin != f"http://{host}":
+            raise HttpError(403, "requests from other web pages are not answered", close=True)
+        if request.path in _WITHOUT_TOKEN and request.method in ("GET", "HEAD"):
+            return
         given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):
             raise HttpError(
@@ -196,94 +244,16 @@ class Server:
         sock.close()
 
 
-class _Source:
-    """The bytes of one connection, from one request's first on."""
-
-    def __init__(self, sock: socket.socket, leftover: bytes) -> None:
-        self._socket = sock
-        self.buffered = memoryview(leftover)
-        self.left = 0  # of the current body
-        self.expects_continue = False
-
-    def receive(self, deadline: float) -> bytes:
-        """Some bytes of a head; empty at the end. Raises HttpError when the time is over."""
-        if len(self.buffered):
-            data, self.buffered = bytes(self.buffered), memoryview(b"")
-            return data
-        self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
-            return self._socket.recv(_READ_BYTES)
-        except socket.timeout as error:
-            raise HttpError(408, f"no whole request came within {_IDLE_S:g} s", close=True) from error
-
-    def read_into(self, view: memoryview) -> None:
-        deadline = time.monotonic() + _IDLE_S + len(view) / _SLOWEST_BYTES_A_SECOND
-        self._invite()
-        while len(view):
-            self._socket.settimeout(max(0.001, min(_IDLE_S, deadline - time.monotonic())))
-            try:
-                count = self._take(view)
-            except socket.timeout as error:
-                raise HttpError(408, "the body came too slowly", close=True) from error
-            if not count:
-                raise HttpError(400, f"the connection ended {self.left} bytes before the end of the body", close=True)
-            view = view[count:]
-
-    def chunks(self) -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(1 << 18))
-        self._invite()
-        self._socket.settimeout(_IDLE_S + 10)  # the verb in front of us gives up after 30 s
-        while self.left:
-            try:
-                count = self._take(buffer[: self.left])
-            except (socket.timeout, ConnectionError):
-                return
-            if not count:
-                return
-            yield buffer[:count]
-
-    def drain(self, limit: int) -> bool:
-        """Read what is left of a body that nobody wanted; whether that went well."""
-        if not self.left:
-            return True
-        if self.left > limit or self.expects_continue:
-            return False
-        try:
-            self.read_into(memoryview(bytearray(self.left)))
-        except HttpError:
-            return False
-        return True
-
-    def rest(self) -> bytes:
-        """What came behind the body: the next request's first bytes."""
-        return bytes(self.buffered)
-
-    def _take(self, view: memoryview) -> int:
-        if len(self.buffered):
-            count = min(len(self.buffered), len(view))
-            view[:count] = self.buffered[:count]
-            self.buffered = self.buffered[count:]
-        else:
-            count = self._socket.recv_into(view)
-        self.left -= count
-        return count
-
-    def _invite(self) -> None:
-        """The client waits to hear that the body is wanted."""
-        if self.expects_continue:
-            self.expects_continue = False
-            self._socket.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _read_request(source: _Source, *, local: bool) -> tuple[Request, bool]:
+def _read_request(source: Source, pace: Pace, room: Room, *, local: bool) -> tuple[Request, bool]:
     """The head of the next request, and whether the client wants to go on after it. Raises HttpError, EOFError at the end."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
-    received, deadline = 0, time.monotonic() + _IDLE_S
+    received, deadline = 0, pace.deadline(0)
     while True:
         try:
             event = parser.next_event()
         except h11.RemoteProtocolError as error:
-            raise HttpError(error.error_status_hint, f"this is no HTTP request: {str(error)[:200]}", close=True) from error
+            status = error.error_status_hint if error.error_status_hint < 500 else 400  # 501: a transfer coding other than chunks
+            raise HttpError(status, f"this is no HTTP request: {str(error)[:200]}", close=True) from error
         if isinstance(event, h11.Request):
             break
         if event is h11.NEED_DATA:
@@ -303,14 +273,26 @@ def _read_request(source: _Source, *, local: bool) -> tuple[Request, bool]:
     if received - len(source.buffered) > _MAX_HEAD_BYTES:  # h11 looks only at heads that are incomplete
         raise HttpError(431, f"the head has more than {_MAX_HEAD_BYTES} bytes", close=True)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-    if "transfer-encoding" in headers:
-        raise HttpError(411, "the body needs a Content-Length: it is not read in chunks", close=True)
-    source.left = int(headers.get("content-length", "0"))
-    source.expects_continue = headers.get("expect", "").lower() == "100-continue" and source.left > len(source.buffered)
+    source.begin(_body_length(headers, event.http_version))
+    source.expects_continue = headers.get("expect", "").lower() == "100-continue" and _is_awaited(source)
     method, target = event.method.decode("latin-1"), event.target.decode("latin-1")
     path, _, query = target.partition("?")
-    keep = event.http_version == b"1.1" and headers.get("connection", "").lower() != "close"
-    return Request(method, path, dict(_pairs(query)), headers, local, source.left, source), keep
+    keep = event.http_version == b"1.1" and "close" not in [token.strip() for token in headers.get("connection", "").lower().split(",")]
+    return Request(method, path, dict(_pairs(query)), headers, local, source, room), keep
+
+
+def _body_length(headers: dict[str, str], version: bytes) -> int | None:
+    """None for a body in chunks. Raises HttpError where two readers could come to different ends."""
+    if "transfer-encoding" not in headers:
+        return int(headers.get("content-length", "0"))
+    if "content-length" in headers or version != b"1.1":
+        raise HttpError(400, "a body has a Content-Length or comes in chunks of HTTP/1.1, not both", close=True)
+    return None
+
+
+def _is_awaited(source: Source) -> bool:
+    """The body, or some of it, has not come along with the head."""
+    return len(source.buffered) == 0 if source.length is None else source.length > len(source.buffered)
 
 
 def _pairs(query: str) -> Iterator[tuple[str, str]]:
@@ -334,6 +316,7 @@ def _head(response: Response, *, keep: bool) -> bytes:
         lines.append("Server-Timing: " + ", ".join(f"{phase};dur={ns / 1e6:.6f}" for phase, ns in response.timing_ns.items()))
     if response.status == 401:
         lines.append("WWW-Authenticate: Bearer")
+    lines += [f"{name}: {value}" for name, value in response.headers.items()]
     if not keep:
         lines.append("Connection: close")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
@@ -355,5 +338,5 @@ def _linger(sock: socket.socket) -> None:
     sock.shutdown(socket.SHUT_WR)
     until = time.monotonic() + _LINGER_S
     sock.settimeout(_LINGER_S)
-    while time.monotonic() < until and sock.recv(_READ_BYTES):
+    while time.monotonic() < until and sock.recv(READ_BYTES):
         pass

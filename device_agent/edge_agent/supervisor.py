@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import __version__, api, probe
+from edge_agent import config as configuration
+from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
 from edge_agent.home import code_folder, socket_address, socket_path
 from edge_agent.journal import Journal, now, tail
 from edge_agent.models import Models
 from edge_agent.races import Races
-from edge_agent.server import Server
+from edge_agent.server import Room, Server
 from edge_agent.store import Store, write_atomically
 
 SAVE_EVERY_S = 60  # flash wears: nothing is written more often than this
 _MAX_LOG_BYTES = 4 << 20
-_LOCAL_CONNECTIONS = 256
-_TCP_CONNECTIONS = 64
+_LOOPBACK = "127.0.0.1"
 
 
 class AlreadyRunning(Exception):
@@ -51,6 +52,8 @@ class Agent:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.since = now()
+        self.config = configuration.read(home)
+        self.room = Room(self.config.limits)
         self.journal = Journal(home)
         self.store = Store(home)
         self.models = Models(home, self.store, self.journal)
@@ -100,22 +103,29 @@ class Agent:
         """The newest last. The journal is in the log too; alone it is shown when nothing was logged."""
         return tail(self.home / "agent.log", lines) or tail(self.journal.path, lines)
 
-    def listen(self, port: int | None) -> dict[str, Any]:
-        """Open loopback TCP at once, or close it, and remember it. Raises OSError if the port cannot be had."""
+    def listen(self, port: int | None, address: str = _LOOPBACK) -> dict[str, Any]:
+        """Open TCP at once, or close it, and remember it. Raises OSError if the port cannot be had."""
         with self._tcp_lock:
-            listener = None if port is None else _tcp_listener(port, self._tcp)
+            listener = None if port is None else _tcp_listener(address, port, self._tcp)
             if self._tcp is not None and (listener is None or listener is not self._tcp.listener):
                 self._tcp.stop(patience_s=1)
                 self._tcp = None
-            address = None
+            where = None
             if listener is not None:
-                address = f"127.0.0.1:{listener.getsockname()[1]}"
+                where = _written(*listener.getsockname()[:2])
                 if self._tcp is None:
-                    self._tcp = Server(listener, functools.partial(api.respond, self), token=_token(self.home), most_connections=_TCP_CONNECTIONS)
+                    self._tcp = Server(
+                        listener,
+                        functools.partial(api.respond, self),
+                        token=_token(self.home),
+                        hosts=self.config.hosts,
+                        most_connections=self.config.limits.tcp_connections,
+                        room=self.room,
+                    )
                     self._tcp.start()
-            write_atomically(self.home / "config.json", json.dumps({"tcp": address}).encode())
-            self.journal.append("tcp", address=address)
-        return {"url": f"http://{address}" if address else None, "token_file": str(_token_path(self.home)) if address else None}
+            configuration.write_tcp(self.home, where)
+            self.journal.append("tcp", address=where)
+        return {"url": f"http://{where}" if where else None, "token_file": str(_token_path(self.home)) if where else None}
 
     def close(self) -> None:
         """End the workers, and write what was counted."""
@@ -127,14 +137,19 @@ class Agent:
 
 
 def serve(home: Path) -> None:
-    """Run the agent. Raises AlreadyRunning, or OSError if the folder cannot be used."""
+    """Run the agent. Raises AlreadyRunning, ConfigError, or OSError if the folder cannot be used."""
     os.umask(0o027)
     home.mkdir(parents=True, exist_ok=True, mode=0o750)
     with _locked(home), _logged(home / "agent.log"):
         agent = Agent(home)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: agent.stop())
-        server = Server(_unix_listener(socket_path(home)), functools.partial(api.respond, agent), most_connections=_LOCAL_CONNECTIONS)
+        server = Server(
+            _unix_listener(socket_path(home), agent.config.socket),
+            functools.partial(api.respond, agent),
+            most_connections=agent.config.limits.connections,
+            room=agent.room,
+        )
         agent.journal.append("started", version=__version__, pid=os.getpid())
         agent.models.boot()
         _reopen_tcp(agent)
@@ -184,28 +199,45 @@ def _logged(path: Path) -> Iterator[None]:
         os.close(before)
 
 
-def _unix_listener(path: Path) -> socket.socket:
-    """We hold the lock, so a socket that lies there is nobody's."""
+def _unix_listener(path: Path, access: SocketAccess) -> socket.socket:
+    """We hold the lock, so a socket that lies there is nobody's. Raises ConfigError if it cannot be given to whom it should."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o117)  # 0660 from the first moment; no other thread runs yet
+    given = access != SocketAccess()
+    mask = os.umask(0o177 if given else 0o117)  # no wider for a moment than it will be; no other thread runs yet
     try:
         with socket_address(path) as address:
             listener.bind(address)
+        if given:
+            _give(path, access)
+    except BaseException:
+        listener.close()
+        raise
     finally:
         os.umask(mask)
     listener.listen(128)
     return listener
 
 
-def _tcp_listener(port: int, current: Server | None) -> socket.socket:
-    if current is not None and current.listener.getsockname()[1] == port:
+def _give(path: Path, access: SocketAccess) -> None:
+    try:
+        shutil.chown(path, access.owner, access.group)  # type: ignore[arg-type] # one of them may be None
+        path.chmod(0o660)
+    except LookupError as error:
+        raise ConfigError(f"config.json: socket: {error}") from error
+    except OSError as error:
+        whom = " and ".join(filter(None, (access.owner, access.group)))
+        raise ConfigError(f"config.json: socket: this user may not give it to {whom}: {error.strerror}", "name a group that the agent's user is in") from error
+
+
+def _tcp_listener(address: str, port: int, current: Server | None) -> socket.socket:
+    if current is not None and current.listener.getsockname()[:2] == (address, port):
         return current.listener
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", port))
+        listener.bind((address, port))
         listener.listen(128)
     except OSError:
         listener.close()
@@ -213,21 +245,19 @@ def _tcp_listener(port: int, current: Server | None) -> socket.socket:
     return listener
 
 
+def _written(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def _reopen_tcp(agent: Agent) -> None:
-    """As config.json remembers it."""
+    """As config.json has it."""
+    if agent.config.tcp is None:
+        return
+    address, _, port = agent.config.tcp.rpartition(":")
     try:
-        address = json.loads((agent.home / "config.json").read_bytes())["tcp"]
-        port = int(address.rsplit(":", 1)[1]) if address else None
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        agent.journal.append("config.json cannot be read", cause=str(error))
-        return
-    if port is not None:
-        try:
-            agent.listen(port)
-        except OSError as error:
-            agent.journal.append("tcp failed", port=port, cause=error.strerror)
+        agent.listen(int(port), address.strip("[]"))
+    except (OSError, ValueError, OverflowError) as error:
+        agent.journal.append("tcp failed", address=agent.config.tcp, cause=str(error))
 
 
 def _token(home: Path) -> str:

@@ -49,6 +49,7 @@ def probe(home: Path) -> dict[str, Any]:
 
 def serve(home: Path) -> None:
     """Returns when the agent has ended."""
+    from edge_agent.config import ConfigError
     from edge_agent.supervisor import AlreadyRunning
     from edge_agent.supervisor import serve as run
 
@@ -56,7 +57,7 @@ def serve(home: Path) -> None:
         sys.stderr.write(f"the agent runs on {home}; it says what it does in {home / 'agent.log'}\n")
     try:
         run(home)
-    except AlreadyRunning as error:
+    except (AlreadyRunning, ConfigError) as error:
         raise Failure(str(error), error.hint) from error
     except OSError as error:
         raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
@@ -67,6 +68,7 @@ def start(home: Path) -> dict[str, Any]:
     running = _alive(home)
     if running is not None:
         return running
+    _check_configuration(home)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o750)
         with open(home / "agent.log", "ab") as log:
@@ -87,6 +89,16 @@ def start(home: Path) -> dict[str, Any]:
     raise Failure(
         f"the agent did not start within {_START_S} s" if process.poll() is None else f"the agent ended at once: {last[:300]}", f"see {home / 'agent.log'}"
     )
+
+
+def _check_configuration(home: Path) -> None:
+    """Here, where a person reads it, rather than in the log."""
+    from edge_agent import config
+
+    try:
+        config.read(home)
+    except config.ConfigError as error:
+        raise Failure(str(error), error.hint) from error
 
 
 def stop(home: Path) -> dict[str, Any]:
@@ -151,8 +163,8 @@ def report(home: Path, name: str | None) -> Any:
     return _ask(home, "GET", f"/edge/report/{_name(name)}" if name else "/edge/report")
 
 
-def tcp(home: Path, port: int | None) -> Any:
-    return _ask(home, "POST", "/edge/tcp", {"port": port})
+def tcp(home: Path, port: int | None, address: str) -> Any:
+    return _ask(home, "POST", "/edge/tcp", {"port": port, "address": address})
 
 
 def golden_answers(home: Path, name: str) -> bytes:

@@ -167,7 +167,12 @@ def test_every_failure_is_json_with_its_status(shared: Agent, method: str, targe
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcde", 400),
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n", 400),
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", 413),
-        (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", 411),
+        (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n", 400),
+        (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n5\r\nabcde\r\n0\r\n\r\n", 400),
+        (b"POST /v2/models/linear/infer HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n", 400),
+        (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5000000\r\n", 413),
+        (b"PUT /edge/blobs/" + b"0" * 64 + b"?size=5 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n", 411),
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\nabc", 400),
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nInference-Header-Content-Length: 9\r\n\r\nabc", 400),
         (b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nInference-Header-Content-Length: x\r\n\r\nabc", 400),
@@ -192,6 +197,23 @@ def test_requests_may_come_in_one_piece_or_byte_by_byte(shared: Agent) -> None:
             sock.sendall(bytes([byte]))
         sock.shutdown(socket.SHUT_WR)
         assert received(sock).count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_body_may_come_in_chunks_and_a_request_behind_it(shared: Agent) -> None:
+    body = json.dumps({"inputs": [X]}).encode()
+    head = b"POST /v2/models/linear/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(f"{len(part):x};a=b\r\n".encode() + part + b"\r\n" for part in (body[:1], body[1:7], body[7:])) + b"0\r\nA: trailer\r\n\r\n"
+    answer = raw(shared, head + chunks + b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert answer.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"data":[4.0,4.0,4.0]' in answer
+
+
+def test_a_method_that_is_not_possible_is_told_which_are(shared: Agent) -> None:
+    answer = raw(shared, b"DELETE /v2/models/linear HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert b"\r\nAllow: GET\r\n" in answer
+    head = raw(shared, b"HEAD /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 OK")
+    assert head.endswith(b"\r\n\r\n")
 
 
 def test_an_unwanted_body_does_not_break_the_next_request(shared: Agent) -> None:
@@ -282,6 +304,12 @@ def test_tcp_wants_the_token_and_offers_only_models(agent: Agent, tmp_path: Path
     assert status(bearer, host=f"localhost:{port}") == 200
     assert status(bearer, host="evil.example") == 403
     assert status(bearer, "Origin: http://evil.example") == 403
+    assert status(bearer, f"Origin: http://localhost:{port}") == 403  # not the page's own address
+    assert status(bearer, f"Origin: http://127.0.0.1:{port}") == 200
+    assert status(bearer, "Origin: null") == 403
+    assert status(bearer, host="127.0.0.1.evil.example") == 403
+    assert status(bearer, host="192.168.7.7") == 403
+    assert status(target="/", host="evil.example") == 403
     assert status(bearer, target="/edge/status") == 404
 
     with connect("toy", url=reply["url"], token=token) as model:
