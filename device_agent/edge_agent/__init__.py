@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edge_agent.client import Model as Model
     from edge_agent.client import connect as connect
+    from edge_agent.runtime import Runtime as Runtime
 
 __version__ = "0.1.0"
-__all__ = ["Model", "connect"]
+__all__ = ["Model", "Runtime", "connect"]
 
 
 def __getattr__(name: str) -> Any:
-    # The client needs numpy; the supervisor imports this package too and must not.
+    # These need numpy; the supervisor imports this package too and must not.
+    if name == "Runtime":
+        from edge_agent import runtime
+
+        return runtime.Runtime
     if name in __all__:
         from edge_agent import client
 

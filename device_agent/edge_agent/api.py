@@ -22,6 +22,7 @@ from edge_agent.bundle import BundleError, Descriptor
 from edge_agent.child import WorkerUnavailable
 from edge_agent.config import ConfigError
 from edge_agent.deployments import Busy, UnknownJob
+from edge_agent.latency import Histogram
 from edge_agent.models import UnknownModel
 from edge_agent.races import UnknownRace
 from edge_agent.server import Request, Response, error_response, json_response
@@ -186,6 +187,15 @@ def _report(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Respons
     return json_response({"models": agent.models.report(groups[0] or None)})
 
 
+def _counts(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    document = _document(request)
+    try:
+        digest, errors, run = str(document["digest"]), int(document["errors"]), Histogram.from_dict(document["run"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise HttpError(400, "counts are `digest`, `errors` and the histogram `run`") from error
+    return json_response({"counted": agent.models.count(groups[0], digest, run, max(errors, 0))})
+
+
 def _golden(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
     return _file(agent, groups[0], "golden.npz", "application/octet-stream")
 
@@ -268,6 +278,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
         ("POST", f"/edge/models/{_NAME}/rollback", _rollback),
         ("DELETE", f"/edge/models/{_NAME}", _remove),
+        ("POST", f"/edge/models/{_NAME}/counts", _counts),
         ("GET", f"/edge/models/{_NAME}/golden", _golden),
         ("GET", f"/edge/models/{_NAME}/bundle", _bundle),
         ("GET", f"/edge/report(?:/{_NAME})?", _report),

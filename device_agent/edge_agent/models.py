@@ -65,6 +65,14 @@ class Counters:
             self.errors += 1
             self.changed = True
 
+    def add(self, run: Histogram, errors: int) -> None:
+        """What was answered outside the agent: neither queued nor encoded."""
+        with self.lock:
+            self.total.merge(run)
+            self.phases["run"].merge(run)
+            self.errors += errors
+            self.changed = True
+
     def to_dict(self) -> dict[str, Any]:
         with self.lock:
             return {
@@ -206,6 +214,14 @@ class Models:
         phases = {"queue": waited, **head["phases"]}
         model.counters.answered(time.perf_counter_ns() - begin, phases)
         return Answer(200, head["header_bytes"], answer, phases=phases)
+
+    def count(self, name: str, digest: str, run: Histogram, errors: int) -> bool:
+        """What a program ran in its own process; whether that version is the active one. Raises UnknownModel."""
+        counters = self.get(name).counters
+        if counters.digest != digest:
+            return False
+        counters.add(run, errors)
+        return True
 
     def status(self) -> list[dict[str, Any]]:
         return [self._status(name) for name in self.names()]

@@ -172,11 +172,15 @@ def serve(name: str, folder: Path, descriptor: int) -> int:
             return 0
 
 
+def open_deployment(folder: Path) -> Session:
+    """As it was activated. Raises SessionError or BundleError."""
+    return open_session(folder, read_profile(folder, as_profile=_tried_as_another(folder)))
+
+
 def _opened(folder: Path) -> tuple[Session, str]:
     """The session, its first run behind it: that one allocates, and is slow."""
-    profile = read_profile(folder, as_profile=_tried_as_another(folder))
     description = parse_description((folder / "bundle.json").read_bytes())
-    session = open_session(folder, profile)
+    session = open_deployment(folder)
     session.run(golden.load(folder / "golden.npz", description)[0].feeds)
     gc.collect()
     gc.freeze()  # what is loaded stays: later collections do not walk it
