@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import __version__
+from edge_agent import __version__, facts
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor
@@ -184,7 +184,7 @@ def _remove(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Respons
 
 
 def _report(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    return json_response({"models": agent.models.report(groups[0] or None)})
+    return json_response({"models": agent.models.report(groups[0] or None), "device": facts.read()})
 
 
 def _counts(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent import __version__, api, probe
+from edge_agent import __version__, api, facts, probe
 from edge_agent import config as configuration
 from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
@@ -90,6 +90,7 @@ class Agent:
             },
             "models": self.models.status(),
             "store": self.store.usage(),
+            "device": facts.read(),
         }
 
     @functools.cached_property

@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from edge_agent import facts
+
 
 def render(verb: str, reply: Any) -> str:
     """Lines for a terminal. Control characters, which a device's words may hold, are shown escaped."""
@@ -31,7 +33,7 @@ def _status(reply: Any) -> list[str]:
             lines.append(f"  {model['error']}")
     if not reply["models"]:
         lines.append("no models yet: `edgesdk deploy` brings one")
-    return [*lines, f"store: {store['blobs']} blobs, {_bytes(store['bytes'])}; {_bytes(store['free_bytes'])} free"]
+    return [*lines, f"store: {store['blobs']} blobs, {_bytes(store['bytes'])}; {_bytes(store['free_bytes'])} free", *_device(reply)]
 
 
 def _report(reply: Any) -> list[str]:
@@ -42,7 +44,12 @@ def _report(reply: Any) -> list[str]:
         )
         rows = {"in all": model["latency_ms"], **model["phases_ms"]}
         lines += [f"  {name:7} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()) + " ms" for name, row in rows.items()]
-    return lines or ["no model is active"]
+    return [*lines, *_device(reply)] if lines else ["no model is active"]
+
+
+def _device(reply: Any) -> list[str]:
+    words = facts.in_words(reply["device"])
+    return [f"device: {words}"] if words else []
 
 
 def _infer(reply: Any) -> list[str]:

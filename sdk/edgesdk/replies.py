@@ -227,10 +227,38 @@ class StoreStatus(Reply):
     blobs: Count | None = None
 
 
+class Throttling(Reply):
+    now: tuple[Text, ...] = ()
+    events: dict[Text, Count] = {}
+
+
+class DeviceFacts(Reply):
+    """What the latency depends on besides the model. What the device could not read is None or empty."""
+
+    board: Text | None = None
+    cpu: Text | None = None
+    cores: Count | None = None
+    architecture: Text | None = None
+    governor: Text | None = None
+    frequency_mhz: dict[Text, float] = {}
+    accelerators: dict[Text, dict[Text, float | Text]] = {}
+    temperatures_c: dict[Text, float] = {}
+    throttling: Throttling | None = None
+    power_w: dict[Text, float] = {}
+    memory: dict[Text, Count] = {}
+
+    def in_words(self) -> str:
+        """One line; empty where nothing is known."""
+        from edge_agent import facts
+
+        return facts.in_words({key: value for key, value in self.to_dict().items() if value is not None})
+
+
 class Status(Reply):
     agent: AgentStatus
     models: tuple[ModelStatus, ...] = ()
     store: StoreStatus = StoreStatus()
+    device: DeviceFacts = DeviceFacts()
 
 
 class ModelReport(Reply):
@@ -249,6 +277,7 @@ class ModelReport(Reply):
 
 class Report(Reply):
     models: tuple[ModelReport, ...]
+    device: DeviceFacts = DeviceFacts()
 
 
 class Removed(Reply):

@@ -79,7 +79,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert set(state) == {"id", "state", "stage", "result", "error"}
 
     status = idle.verb("status")
-    assert set(status) == {"agent", "models", "store"}
+    assert set(status) == {"agent", "models", "store", "device"}
     assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since"}
     assert status["agent"]["numpy"] == np.__version__
     assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "count"}
@@ -254,8 +254,8 @@ def test_a_home_that_cannot_be_used_is_a_sentence(tmp_path: Path) -> None:
 @pytest.mark.e2e
 def test_on_a_terminal_people_get_text(shared: Agent) -> None:
     for argv, words in {
-        ("status",): ["linear release 1: active", "onnxruntime", "free"],
-        ("report", "linear"): ["linear release 1 on CPUExecutionProvider", "in all"],
+        ("status",): ["linear release 1: active", "onnxruntime", "free", "MB memory free"],
+        ("report", "linear"): ["linear release 1 on CPUExecutionProvider", "in all", "device: "],
         ("infer", "linear", "--golden"): ["agrees with the golden answer"],
         ("bench", "linear", "--runs", "5", "--warmup", "1"): ["client", "5 runs after 1"],
         ("logs",): ["activated"],

@@ -9,7 +9,7 @@ from edgesdk.cli.output import AsJson, bytes_text, fail, progress, show, table
 
 if TYPE_CHECKING:
     from edgesdk.device import Deployment
-    from edgesdk.replies import Percentiles
+    from edgesdk.replies import DeviceFacts, Percentiles
 
 Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
 Name = Annotated[str, typer.Argument(help="the model's name on the device")]
@@ -87,6 +87,7 @@ def status(host: Host = "local", *, as_json: AsJson = False) -> None:
     lines = [
         f"agent {found.agent.version} on {host}, onnxruntime {found.agent.onnxruntime or '–'}, since {found.agent.since or '–'}",
         f"store {bytes_text(found.store.bytes or 0)} in {found.store.blobs or 0} blobs, {bytes_text(found.store.free_bytes or 0)} free",
+        *_condition(found.device),
         "",
         table(rows, head=("model", "release", "digest", "profile", "state", "runs on", "previous", "requests")) if rows else "no model is active",
         *(f"{m.name}: {m.error}" for m in found.models if m.error),
@@ -145,7 +146,7 @@ def report(host: Host = "local", name: Annotated[str | None, typer.Argument(help
         found = opened.report(name)
     rows = [(m.name, m.release, m.provider or "–", m.count, m.errors, *_percentiles(m.latency_ms)) for m in found.models]
     text = table(rows, head=("model", "release", "provider", "requests", "errors", *(f"{p} ms" for p in PERCENTILES)))
-    show(found.to_dict(), text if rows else "no model is active", as_json=as_json)
+    show(found.to_dict(), "\n".join([text, *_condition(found.device)]) if rows else "no model is active", as_json=as_json)
 
 
 def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:
@@ -179,6 +180,11 @@ def _deployed(one: "Deployment") -> str:
     first = f", first answer {one.first_answer_ms:.2f} ms" if one.first_answer_ms is not None else ""
     sent = f"{one.blobs_sent} blobs, {bytes_text(one.bytes_sent)} sent"
     return f"{one.host}: {one.outcome} {(one.digest or '')[7:19]}, it answered correctly there ({sent}, {one.seconds:.1f} s{first})"
+
+
+def _condition(device: "DeviceFacts") -> list[str]:
+    words = device.in_words()
+    return [f"device: {words}"] if words else []
 
 
 def _percentiles(found: "Percentiles | None") -> tuple[str, ...]:
