@@ -1,4 +1,4 @@
-"""The routes: the Open Inference Protocol v2 for programs, /edge/… for the verbs. Standard library only.
+"""The routes: what `inference` has for programs, /edge/… for the verbs. Standard library only.
 
     response = respond(agent, request)
 
@@ -8,20 +8,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edge_agent import __version__, facts
+from edge_agent import facts, inference
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor
 from edge_agent.child import WorkerUnavailable
 from edge_agent.config import ConfigError
 from edge_agent.deployments import Busy, UnknownJob
+from edge_agent.inference import NAME, Handler, document_of
 from edge_agent.latency import Histogram
 from edge_agent.models import UnknownModel
 from edge_agent.races import UnknownRace
@@ -30,15 +30,9 @@ from edge_agent.server import Request, Response, error_response, json_response
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
 
-_EXTENSIONS = ["binary_tensor_data"]
-_MAX_COMMAND_BYTES = 4 << 20
 _MAX_BLOB_BYTES = 64 << 30
 _LONGEST_WAIT_S = 30
-_NAME = "([a-z0-9][a-z0-9._-]{0,62})"
 _RACE = "(?:/races/([0-9a-f]{16}))?"
-_VERSION = "(?:/versions/([A-Za-z0-9._-]{1,64}))?"
-
-Handler = Callable[["Agent", Request, "tuple[str, ...]"], Response]
 
 
 def respond(agent: Agent, request: Request) -> Response:
@@ -71,59 +65,6 @@ def _handler(request: Request) -> Callable[[Agent, Request], Response]:
     raise HttpError(404, f"there is nothing at {request.path[:80]}", "see the Open Inference Protocol v2: /v2/models/NAME/infer")
 
 
-# the Open Inference Protocol
-
-
-def _server(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
-    return json_response({"name": "edge-agent", "version": __version__, "extensions": _EXTENSIONS})
-
-
-def _live(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
-    return json_response({"live": True})
-
-
-def _ready(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
-    waiting = [name for name in agent.models.names() if not agent.models.ready(name)]
-    return json_response({"ready": True}) if not waiting else error_response(503, f"not ready: {', '.join(waiting)}")
-
-
-def _model_ready(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    name, version = groups
-    _check_version(agent, name, version)
-    if agent.models.ready(name):
-        return json_response({"name": name, "ready": True})
-    return error_response(503, f"{name} is not ready: {agent.models.get(name).worker.error or 'it is being loaded'}")
-
-
-def _model(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    name, version = groups
-    _check_version(agent, name, version)
-    ready = agent.models.get(name).worker.ready
-    if ready is None:
-        raise WorkerUnavailable(f"{name} is not running at the moment: {agent.models.get(name).worker.error or 'it is being loaded'}", "try again soon")
-    return json_response(ready["metadata"])
-
-
-def _infer(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
-    name, version = groups
-    _check_version(agent, name, version)
-    header = request.headers.get("inference-header-content-length")
-    if header is not None and not (header.isascii() and header.isdigit() and len(header) < 12):
-        raise HttpError(400, "Inference-Header-Content-Length is a number of bytes")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise HttpError(415, "a compressed body is not read")
-    answer = agent.models.infer(name, None if header is None else int(header), request.body())
-    if answer.status != 200:
-        return error_response(answer.status, answer.error)
-    return Response(200, [answer.body], answer.header_bytes, timing_ns=answer.phases)
-
-
-def _check_version(agent: Agent, name: str, version: str) -> None:
-    release = agent.models.get(name).deployment.release
-    if version and version != release:
-        raise HttpError(404, f"the version of {name} on this device is {release}, not {version}")
-
-
 # the verbs
 
 
@@ -136,7 +77,7 @@ def _status(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Respon
 
 
 def _missing(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
-    entries, race = _document(request).get("digests"), groups[0]
+    entries, race = document_of(request).get("digests"), groups[0]
     try:
         wanted = [Descriptor(str(entry["digest"]), int(entry["size"])) for entry in entries or []]
     except (KeyError, TypeError, ValueError) as error:
@@ -156,7 +97,7 @@ def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
 
 
 def _race(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
-    return json_response({"job": agent.races.start(groups[0], _document(request)).identity}, 202)
+    return json_response({"job": agent.races.start(groups[0], document_of(request)).identity}, 202)
 
 
 def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
@@ -164,7 +105,7 @@ def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Respo
 
 
 def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
-    document = _document(request)
+    document = document_of(request)
     job = agent.deployments.activate(str(document.get("digest")), as_profile=bool(document.get("as_profile")), allow_slow=bool(document.get("allow_slow")))
     return json_response({"job": job.identity}, 202)
 
@@ -183,12 +124,13 @@ def _remove(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Respons
     return json_response({"removed": groups[0], "freed_bytes": agent.deployments.remove(groups[0])})
 
 
-def _report(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    return json_response({"models": agent.models.report(groups[0] or None), "device": facts.read()})
+def _report(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    """``?histograms=1``: with all that is counted, so that a fleet's can be merged."""
+    return json_response({"models": agent.models.report(groups[0] or None, histograms=bool(_number(request, "histograms"))), "device": facts.read()})
 
 
 def _counts(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
-    document = _document(request)
+    document = document_of(request)
     try:
         digest, errors, run = str(document["digest"]), int(document["errors"]), Histogram.from_dict(document["run"])
     except (KeyError, TypeError, ValueError) as error:
@@ -217,7 +159,7 @@ def _logs(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
 
 
 def _tcp(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
-    document = _document(request)
+    document = document_of(request)
     port, address = document.get("port"), document.get("address", "127.0.0.1")
     if port is not None and (type(port) is not int or not 0 <= port < 1 << 16):
         raise HttpError(400, "`port` is a number below 65536, or null")
@@ -244,14 +186,6 @@ def _stop(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response
     return json_response({"running": False})
 
 
-def _document(request: Request) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        document = json.loads(request.body(_MAX_COMMAND_BYTES))
-        if isinstance(document, dict):
-            return document
-    raise HttpError(400, "the body is a JSON object")
-
-
 def _number(request: Request, key: str, default: int = 0) -> int:
     value = request.query.get(key, str(default))
     if not (value.isascii() and value.isdigit() and len(value) < 16):
@@ -262,12 +196,7 @@ def _number(request: Request, key: str, default: int = 0) -> int:
 _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
     (method, re.compile(pattern), handler)
     for method, pattern, handler in (
-        ("POST", f"/v2/models/{_NAME}{_VERSION}/infer", _infer),
-        ("GET", f"/v2/models/{_NAME}{_VERSION}/ready", _model_ready),
-        ("GET", f"/v2/models/{_NAME}{_VERSION}", _model),
-        ("GET", "/v2/health/live", _live),
-        ("GET", "/v2/health/ready", _ready),
-        ("GET", "/v2/?", _server),
+        *inference.ROUTES,
         ("GET", "/edge/alive", _alive),
         ("GET", "/edge/status", _status),
         ("POST", f"/edge{_RACE}/missing", _missing),
@@ -276,12 +205,12 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("DELETE", "/edge/races/([0-9a-f]{16})", _end_race),
         ("POST", "/edge/activate", _activate),
         ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
-        ("POST", f"/edge/models/{_NAME}/rollback", _rollback),
-        ("DELETE", f"/edge/models/{_NAME}", _remove),
-        ("POST", f"/edge/models/{_NAME}/counts", _counts),
-        ("GET", f"/edge/models/{_NAME}/golden", _golden),
-        ("GET", f"/edge/models/{_NAME}/bundle", _bundle),
-        ("GET", f"/edge/report(?:/{_NAME})?", _report),
+        ("POST", f"/edge/models/{NAME}/rollback", _rollback),
+        ("DELETE", f"/edge/models/{NAME}", _remove),
+        ("POST", f"/edge/models/{NAME}/counts", _counts),
+        ("GET", f"/edge/models/{NAME}/golden", _golden),
+        ("GET", f"/edge/models/{NAME}/bundle", _bundle),
+        ("GET", f"/edge/report(?:/{NAME})?", _report),
         ("GET", "/edge/logs", _logs),
         ("POST", "/edge/tcp", _tcp),
         ("POST", "/edge/stop", _stop),

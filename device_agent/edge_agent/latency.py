@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -135,6 +135,15 @@ class Histogram:
                 return float(min(max(_middle(bucket), self.min_ns), self.max_ns))
         return 0.0
 
+    def below(self, bounds: Iterable[int]) -> list[int]:
+        """How many were recorded below each of the ascending bounds, in nanoseconds: exact at powers of two, and half-way between them."""
+        counts, left, total = [], sorted(self._buckets.items(), reverse=True), 0
+        for bound in bounds:
+            while left and left[-1][0] < _bucket(bound):
+                total += left.pop()[1]
+            counts.append(total)
+        return counts
+
     def percentiles(self) -> Percentiles:
         """The usual ones, in milliseconds."""
         return _in_ms({name: self.quantile(quantile) for name, quantile in _QUANTILES.items()}, self.max_ns)
@@ -171,6 +180,14 @@ def histogram_of(samples: Any) -> Histogram:
     return Histogram.from_dict(
         {"count": ns.size, "sum_ns": ns.sum(), "min_ns": ns.min(), "max_ns": ns.max(), "buckets": zip(buckets.tolist(), counts.tolist())}
     )
+
+
+def merged(histograms: Iterable[Histogram]) -> Histogram:
+    """One of all: over the devices of a fleet, or the versions of a model. As exact as any one of them."""
+    whole = Histogram()
+    for histogram in histograms:
+        whole.merge(histogram)
+    return whole
 
 
 def _rank(q: float, count: int) -> int:

@@ -12,8 +12,6 @@ Standard library only.
 from __future__ import annotations
 
 import contextlib
-import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,11 +22,10 @@ from typing import Any
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
 from edge_agent.child import Worker, WorkerUnavailable
-from edge_agent.journal import Journal, now
+from edge_agent.counters import Counters, Ledger
+from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
-from edge_agent.store import Deployment, Store, write_atomically
-
-PHASES = ("queue", "input", "run", "output")
+from edge_agent.store import Deployment, Store
 
 
 class UnknownModel(Exception):
@@ -37,60 +34,6 @@ class UnknownModel(Exception):
     def __init__(self, name: str) -> None:
         super().__init__(f"no model `{name[:80]}` is active on this device")
         self.hint = "`edge-agent status` lists those that are"
-
-
-@dataclass
-class Counters:
-    """What is counted of one deployment. ``total`` is from a request's last byte to its answer's first."""
-
-    digest: str
-    since: str
-    errors: int = 0
-    total: Histogram = field(default_factory=Histogram)
-    phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
-
-    def __post_init__(self) -> None:
-        self.lock = threading.Lock()
-        self.changed = False
-
-    def answered(self, total_ns: int, phases: dict[str, int]) -> None:
-        with self.lock:
-            self.total.record(total_ns)
-            for phase in PHASES:
-                self.phases[phase].record(phases.get(phase, 0))
-            self.changed = True
-
-    def failed(self) -> None:
-        with self.lock:
-            self.errors += 1
-            self.changed = True
-
-    def add(self, run: Histogram, errors: int) -> None:
-        """What was answered outside the agent: neither queued nor encoded."""
-        with self.lock:
-            self.total.merge(run)
-            self.phases["run"].merge(run)
-            self.errors += errors
-            self.changed = True
-
-    def to_dict(self) -> dict[str, Any]:
-        with self.lock:
-            return {
-                "digest": self.digest,
-                "since": self.since,
-                "errors": self.errors,
-                "total": self.total.to_dict(),
-                "phases": {phase: histogram.to_dict() for phase, histogram in self.phases.items()},
-            }
-
-    @classmethod
-    def from_dict(cls, document: dict[str, Any]) -> Counters:
-        """Raises ValueError."""
-        try:
-            phases = {phase: Histogram.from_dict(document["phases"][phase]) for phase in PHASES}
-            return cls(str(document["digest"]), str(document["since"]), int(document["errors"]), Histogram.from_dict(document["total"]), phases)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not counters: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -119,6 +62,7 @@ class Models:
 
     def __init__(self, home: Path, store: Store, journal: Journal) -> None:
         self._home, self._store, self._journal = home, store, journal
+        self._ledger = Ledger(home / "latency")
         self._lock = threading.Lock()
         self._active: dict[str, Active] = {}
         self._failed: dict[str, str] = {}  # active on disk, and cannot even be read
@@ -140,7 +84,7 @@ class Models:
 
     def prepare(self, deployment: Deployment) -> Active:
         """A worker for it, not started yet; its counters go on where those of the same digest ended."""
-        name, counters = deployment.name, self._restored(deployment)
+        name = deployment.name
         worker = Worker(
             name,
             deployment.folder,
@@ -149,6 +93,7 @@ class Models:
             died=lambda cause: self._journal.append("worker died", name=name, digest=deployment.digest, cause=cause),
             damaged=lambda error: self.damaged(name, error),
         )
+        counters = self._ledger.of(name, deployment.digest, deployment.release)
         return Active(deployment, deployment.description.profile, worker, counters)
 
     def route(self, name: str, model: Active) -> Active | None:
@@ -164,8 +109,7 @@ class Models:
         with self._lock:
             self._failed.pop(name, None)
             before = self._active.pop(name, None)
-        with contextlib.suppress(FileNotFoundError):
-            self._latency(name).unlink()
+        self._ledger.forget(name)
         return before
 
     def failed(self, name: str, why: str) -> None:
@@ -205,11 +149,11 @@ class Models:
             except WorkerUnavailable:
                 now_active = self.get(name)
                 if now_active is model:
-                    model.counters.failed()
+                    model.counters.failed(time.perf_counter_ns() - begin)
                     raise
                 model = now_active  # it was replaced while this request waited for its turn
         if head["status"] != 200:
-            model.counters.failed()
+            model.counters.failed(time.perf_counter_ns() - begin)
             return Answer(head["status"], None, answer, head["error"])
         phases = {"queue": waited, **head["phases"]}
         model.counters.answered(time.perf_counter_ns() - begin, phases)
@@ -226,25 +170,21 @@ class Models:
     def status(self) -> list[dict[str, Any]]:
         return [self._status(name) for name in self.names()]
 
-    def report(self, name: str | None = None) -> list[dict[str, Any]]:
-        """Latency by model. Raises UnknownModel."""
+    def versions(self, name: str) -> list[Counters]:
+        """What was counted of each version, the active one last. Raises UnknownModel."""
+        active = self.get(name).counters
+        return [*(counters for counters in self._ledger.versions(name) if counters is not active), active]
+
+    def report(self, name: str | None = None, *, histograms: bool = False) -> list[dict[str, Any]]:
+        """Latency by model. ``histograms``: with every version's counters. Raises UnknownModel."""
         names = [name] if name is not None else [known for known in self.names() if self.find(known)]
-        return [_report(known, self.get(known)) for known in names]
+        reports = [_report(known, self.get(known)) for known in names]
+        if histograms:
+            return [{**report, "versions": [counters.to_dict() for counters in self.versions(report["name"])]} for report in reports]
+        return reports
 
     def save(self) -> None:
-        """Write what has changed. A full disk costs the counts, never an answer."""
-        with self._lock:
-            models = dict(self._active)
-        for name, model in models.items():
-            if not model.counters.changed:
-                continue
-            model.counters.changed = False
-            try:
-                self._latency(name).parent.mkdir(exist_ok=True, mode=0o750)
-                write_atomically(self._latency(name), json.dumps(model.counters.to_dict()).encode())
-            except OSError as error:
-                model.counters.changed = True
-                sys.stderr.write(f"the latencies of {name} could not be saved: {error.strerror}\n")
+        self._ledger.save()
 
     def stop(self) -> None:
         """End every worker, all at once."""
@@ -288,16 +228,6 @@ class Models:
         with contextlib.suppress(StoreError, BundleError):
             return self._store.opened(folder).digest if folder else None
         return None
-
-    def _restored(self, deployment: Deployment) -> Counters:
-        try:
-            counters = Counters.from_dict(json.loads(self._latency(deployment.name).read_bytes()))
-        except (OSError, ValueError):
-            return Counters(deployment.digest, now())
-        return counters if counters.digest == deployment.digest else Counters(deployment.digest, now())
-
-    def _latency(self, name: str) -> Path:
-        return self._home / "latency" / f"{name}.json"
 
 
 def _report(name: str, model: Active) -> dict[str, Any]:

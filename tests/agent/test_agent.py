@@ -288,7 +288,8 @@ def test_a_restarted_agent_answers_with_what_was_active_and_remembers_its_latenc
     before = agent.ask("GET", "/edge/report/toy")["models"][0]
     assert agent.stop() == 0
     assert not (agent.home / "agent.sock").exists()
-    assert json.loads((agent.home / "latency" / "toy.json").read_bytes())["digest"] == before["digest"]
+    (kept,) = json.loads((agent.home / "latency" / "toy.json").read_bytes())["versions"]
+    assert kept["digest"] == before["digest"]
     agent.start()
     wait_until(lambda: agent.model("toy")["state"] == "active")
     after = agent.ask("GET", "/edge/report/toy")["models"][0]

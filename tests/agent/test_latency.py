@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_agent.latency import Histogram, measure, percentiles
+from edge_agent.latency import Histogram, measure, merged, percentiles
 
 NANOSECONDS = st.one_of(st.integers(0, 300), st.integers(0, 10**7), st.integers(0, 1 << 50))
 SAMPLES = st.lists(NANOSECONDS, min_size=1, max_size=200)
@@ -24,6 +25,24 @@ def test_merging_is_recording_both(first: list[int], second: list[int]) -> None:
     merged = histogram(first)
     merged.merge(histogram(second))
     assert merged.to_dict() == histogram(first + second).to_dict()
+
+
+@given(st.lists(SAMPLES, max_size=5), st.randoms())
+def test_a_fleets_histogram_is_that_of_all_its_samples_in_any_order(devices: list[list[int]], shuffled: Any) -> None:
+    whole = merged(map(histogram, devices))
+    again = [Histogram.from_dict(json.loads(json.dumps(histogram(samples).to_dict()))) for samples in devices]
+    shuffled.shuffle(again)
+    assert merged(again).to_dict() == whole.to_dict()
+    samples = [sample for device in devices for sample in device]
+    for q in (0.5, 0.9, 0.999):
+        exact = float(np.quantile(np.array(samples or [0], np.float64), q, method="inverted_cdf"))
+        assert whole.quantile(q) == pytest.approx(exact, rel=0.01, abs=0.5)
+
+
+@given(SAMPLES)
+def test_counts_below_a_power_of_two_are_exact(samples: list[int]) -> None:
+    bounds = sorted({1 << octave for octave in range(51)} | {3 << octave for octave in range(6, 49)})
+    assert histogram(samples).below(bounds) == [sum(min(sample, 1 << 50) < bound for sample in samples) for bound in bounds]
 
 
 @given(SAMPLES)

@@ -72,6 +72,22 @@ def test_every_dtype(triton: Any, binary: bool) -> None:
         np.testing.assert_array_equal(got, array)
 
 
+def test_index_and_statistics(triton: Any) -> None:
+    tensor = triton.http.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    triton.infer("linear", [tensor], headers=dict(triton.token))
+    index = triton.get_model_repository_index(headers=dict(triton.token))
+    assert {"name": "linear", "version": "1", "state": "READY", "reason": ""} in index
+    for found in (
+        triton.get_inference_statistics("linear", headers=dict(triton.token)),
+        triton.get_inference_statistics("linear", "1", headers=dict(triton.token)),
+        triton.get_inference_statistics(headers=dict(triton.token)),
+    ):
+        (entry,) = [entry for entry in found["model_stats"] if entry["name"] == "linear"]
+        assert entry["inference_count"] >= 1
+        assert entry["inference_stats"]["success"]["ns"] > 0
+
+
 def test_errors_reach_it_as_its_own(triton: Any) -> None:
     from tritonclient.utils import InferenceServerException
 
