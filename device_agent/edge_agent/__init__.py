@@ -10,6 +10,7 @@ Needs numpy and h11; onnxruntime only where a model runs. Imports nothing of `ed
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Runtime", "connect"]
+
+# Nothing phones home: onnxruntime would, from 1.32 on, with a thread that it starts at import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

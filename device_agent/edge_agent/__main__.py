@@ -92,11 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     tcp.add_argument("port", type=_port, help="a number, 0 for any, or `off`")
     tcp.add_argument("--address", default="127.0.0.1", help="of this device, in digits; what it carries is not encrypted")
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
-    worker = verb("worker", None, lambda v, home, a: v.worker(home, a.name, a.folder, a.descriptor))
-    worker.add_argument("name")
+    verb("zygote", None, lambda v, home, a: v.zygote(home, a.descriptor)).add_argument("descriptor", type=int)
     trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
-    for child in (worker, trial, racer):
+    for child in (trial, racer):
         child.add_argument("folder", type=Path)
         child.add_argument("descriptor", type=int)
     return parser

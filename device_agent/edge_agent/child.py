@@ -1,6 +1,6 @@
 """The supervisor's side of its children: a worker kept alive, a trial or a race driven step by step.
 
-    worker = Worker("ocr", folder, home, check=..., died=...)
+    worker = Worker("ocr", folder, zygote, check=..., died=...)
     worker.start()
     worker.wait_ready(timeout_s=600)
     head, body = worker.ask({"header_bytes": 120}, request_body)
@@ -24,6 +24,7 @@ from typing import Any
 from edge_agent import frames
 from edge_agent.blobs import Damaged, StoreError
 from edge_agent.home import child
+from edge_agent.zygote import Forked, Zygote
 
 _QUEUE_S = 30  # a request that has waited so long for its turn is refused
 _ANSWER_S = 120  # a worker that takes longer hangs, and is killed
@@ -62,14 +63,14 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, folder: Path, home: Path, *, check: Callable[[], None], died: Callable[[str], None], damaged: Callable[[StoreError], None]
+        self, name: str, folder: Path, zygote: Zygote, *, check: Callable[[], None], died: Callable[[str], None], damaged: Callable[[StoreError], None]
     ) -> None:
-        self._name, self._folder, self._home = name, folder, home
+        self._name, self._folder, self._zygote = name, folder, zygote
         self._check, self._died, self._damaged = check, died, damaged
         self._turn = threading.Lock()  # one request at a time
         self._change = threading.Condition()  # guards what follows
         self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | None = None
         self._error: ChildFailed | None = None
         self._ready: dict[str, Any] | None = None
         self._stopping = threading.Event()
@@ -172,7 +173,7 @@ class Worker:
     def _live(self) -> str:
         """Start the process and wait for its end; why it ended."""
         try:
-            process, sock = spawn("worker", self._name, str(self._folder), home=self._home)
+            process, sock = self._forked()
         except OSError as error:
             self._say(ChildFailed(f"the process of {self._name} cannot be started: {error.strerror}", "is there memory left?"))
             return str(self._error)
@@ -198,12 +199,21 @@ class Worker:
             sock.close()
             end(process)
             said = head.get("error")
-            cause = said["message"] if said else f"the process of {self._name} {ended(process.returncode)} while it loaded the model"
+            cause = said["message"] if said else f"the process of {self._name} {ended(process.wait())} while it loaded the model"
         with self._change:
             self._drop_socket()
         if not self.stopped:
             self._say(ChildFailed(cause, (head.get("error") or {}).get("hint", "see `edge-agent logs`")))
         return cause
+
+    def _forked(self) -> tuple[Forked, socket.socket]:
+        ours, theirs = _pair()
+        with theirs:
+            try:
+                return self._zygote.fork(self._name, self._folder, theirs), ours
+            except BaseException:
+                ours.close()
+                raise
 
     def _say(self, error: ChildFailed) -> None:
         with self._change:
@@ -271,11 +281,9 @@ class Child:
 
 def spawn(verb: str, *arguments: str, home: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A child of ours, and our end of its socket. Raises OSError."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = _pair()
     with theirs:
         try:
-            for sock in (ours, theirs):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             process = subprocess.Popen(
                 **child(verb, *arguments, str(theirs.fileno()), home=home), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=2
             )
@@ -285,7 +293,14 @@ def spawn(verb: str, *arguments: str, home: Path) -> tuple[subprocess.Popen[byte
     return process, ours
 
 
-def end(process: subprocess.Popen[bytes], patience_s: float = 2) -> None:
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    return pair
+
+
+def end(process: subprocess.Popen[bytes] | Forked, patience_s: float = 2) -> None:
     """It has lost its socket, so it ends by itself; if not, it is killed."""
     try:
         process.wait(patience_s)
@@ -300,7 +315,9 @@ def ended(code: int | None) -> str:
     >>> ended(-11)
     'was killed by SIGSEGV'
     """
-    if code is None or code >= 0:
+    if code is None:
+        return "died with the process that it was forked from"
+    if code >= 0:
         return f"ended with exit code {code}"
     try:
         name = signal.Signals(-code).name

@@ -26,6 +26,7 @@ from edge_agent.counters import Counters, Ledger
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
 from edge_agent.store import Deployment, Store
+from edge_agent.zygote import Zygote
 
 
 class UnknownModel(Exception):
@@ -63,6 +64,7 @@ class Models:
     def __init__(self, home: Path, store: Store, journal: Journal) -> None:
         self._home, self._store, self._journal = home, store, journal
         self._ledger = Ledger(home / "latency")
+        self._zygote = Zygote(home)
         self._lock = threading.Lock()
         self._active: dict[str, Active] = {}
         self._failed: dict[str, str] = {}  # active on disk, and cannot even be read
@@ -70,7 +72,11 @@ class Models:
 
     def boot(self) -> None:
         """Start a worker for each active deployment. One that cannot be read is told by `status`, and keeps none of the others away."""
-        for name in self._store.names():
+        names = self._store.names()
+        if names:
+            with contextlib.suppress(OSError):  # each worker will say it
+                self._zygote.start()
+        for name in names:
             folder = self._store.active(name)
             try:
                 model = self.prepare(self._store.opened(folder)) if folder else None
@@ -88,7 +94,7 @@ class Models:
         worker = Worker(
             name,
             deployment.folder,
-            self._home,
+            self._zygote,
             check=lambda: self._store.verify_deployment(deployment.folder),
             died=lambda cause: self._journal.append("worker died", name=name, digest=deployment.digest, cause=cause),
             damaged=lambda error: self.damaged(name, error),
@@ -195,6 +201,7 @@ class Models:
             thread.start()
         for thread in threads:
             thread.join()
+        self._zygote.close()
 
     def runtime(self) -> dict[str, Any]:
         """Versions as a running worker told them; empty where none runs."""
@@ -206,7 +213,7 @@ class Models:
         model = self.find(name)
         previous = self._previous(name)
         if model is None:
-            unknown = dict.fromkeys(("release", "digest", "profile", "provider", "nodes", "since"))
+            unknown = dict.fromkeys(("release", "digest", "profile", "provider", "nodes", "since", "pid"))
             return {"name": name, **unknown, "state": "failed", "previous": previous, "error": self._failed.get(name), "count": 0}
         ready, error = model.worker.ready, model.worker.error
         return {
@@ -220,6 +227,7 @@ class Models:
             "previous": previous,
             "since": model.counters.since,
             "error": error,
+            "pid": ready["pid"] if ready else None,
             "count": model.counters.total.count,
         }
 

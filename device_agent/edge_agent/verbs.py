@@ -240,12 +240,11 @@ def bench(home: Path, name: str, *, runs: int, warmup: int) -> Any:
     }
 
 
-def worker(home: Path, name: str, folder: Path, descriptor: int) -> None:
+def zygote(home: Path, descriptor: int) -> None:
     """A child of the supervisor: never started by hand."""
-    homes.use_runtime(home)
-    from edge_agent import worker as workers
+    from edge_agent import zygote as zygotes
 
-    sys.exit(workers.serve(name, folder, descriptor))
+    sys.exit(zygotes.serve(home, descriptor))
 
 
 def trial(home: Path, folder: Path, descriptor: int) -> None:

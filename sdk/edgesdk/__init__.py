@@ -14,6 +14,7 @@ reads it; `passes` transform it, one file each; `recipe` chooses among them by e
 format `edge_agent.bundle` owns. `device` takes a bundle to a device over a `transport` and asks it there. `cli` is all of this typed.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from edgesdk.verification import verify
 
 __all__ = ["EdgeSDKError", "Goal", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "prune", "quantize", "verify"]
+
+# Nothing phones home: onnxruntime would, from 1.32 on.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "EdgeSDKError": "errors",

@@ -82,7 +82,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert set(status) == {"agent", "models", "store", "device"}
     assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since"}
     assert status["agent"]["numpy"] == np.__version__
-    assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "count"}
+    assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "pid", "count"}
     assert idle.verb("start") == {"running": True, "pid": status["agent"]["pid"]}
 
     packed = io.BytesIO()

@@ -238,8 +238,21 @@ class Agent:
 
     def worker(self, name: str) -> int:
         """Its process."""
-        (pid,) = processes(f"worker\0{name}\0{self.home}")
+        pid: int = self.model(name)["pid"]
         return pid
+
+    def workers(self) -> dict[int, str]:
+        """Process and name (its first 15 letters) of every worker that runs."""
+        return {pid: comm(pid) for pid in self._children(self.zygote())}
+
+    def zygote(self) -> int:
+        """The process that they are forked from."""
+        assert self.process is not None
+        (pid,) = [pid for pid in self._children(self.process.pid) if "edge_agent\0zygote\0" in arguments(pid)]
+        return pid
+
+    def _children(self, parent: int) -> list[int]:
+        return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if parent_of(stat) == parent]
 
     def journal(self) -> list[Any]:
         return [json.loads(line) for line in (self.home / "journal.jsonl").read_text().splitlines()]
@@ -252,16 +265,37 @@ class Agent:
         return True
 
 
+def parent_of(stat: Path) -> int:
+    """0 for one that is gone, or a zombie."""
+    try:
+        state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(parent)
+
+
+def used_s(pid: int) -> float:
+    """Seconds of processor time."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11]) / os.sysconf("SC_CLK_TCK")
+
+
+def comm(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def arguments(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
 def processes(words: str) -> list[int]:
     """Those whose arguments, separated by NUL, contain ``words``."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if words in (folder / "cmdline").read_bytes().decode("utf-8", "replace"):
-                found.append(int(folder.name))
-        except OSError:
-            continue
-    return found
+    return [int(folder.name) for folder in Path("/proc").glob("[0-9]*") if words in arguments(int(folder.name))]
 
 
 def wait_until(condition: Any, timeout_s: float = 20) -> Any:

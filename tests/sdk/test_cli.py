@@ -1,6 +1,7 @@
 """The command line: data on stdout, talk on stderr, one clear sentence an error, nothing half-written."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,9 @@ def test_ctrl_c_is_one_line_and_130(folder: Path) -> None:
     assert child.stderr.read() == "interrupted\n"
     child.stderr.close()
     assert not (folder / "bundles").exists()
+
+
+def test_onnxruntime_is_told_to_phone_nobody() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    told = [sys.executable, "-c", "import os, edgesdk; print(os.environ['ORT_DISABLE_TELEMETRY'])"]
+    assert subprocess.run(told, env=environment, capture_output=True, text=True, check=True).stdout == "1\n"

@@ -1,0 +1,66 @@
+"""The process that workers are forked from, through a running agent."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toys import Agent, counter, linear, make, used_s, wait_until
+
+from edge_agent import connect
+
+ONES = np.ones((1, 4), np.float32)
+
+
+def answered(agent: Agent, name: str) -> float:
+    with connect(name, home=agent.home) as model:
+        return float(model(ONES)["y"][0, 0])
+
+
+@pytest.mark.e2e
+def test_workers_are_forked_from_one_process_of_one_thread(shared: Agent) -> None:
+    zygote = shared.zygote()
+    assert {"linear", "everything"} <= set(shared.workers().values())
+    assert shared.worker("linear") in shared.workers()
+    assert len(list(Path(f"/proc/{zygote}/task").iterdir())) == 1
+
+
+@pytest.mark.e2e
+def test_a_dead_zygote_is_replaced_and_its_workers_with_it(agent: Agent, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert agent.activate(make(tmp_path / name, linear(), name=name))["state"] == "done"
+    before, workers = agent.zygote(), agent.workers()
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))
+    wait_until(lambda: all(agent.model(name)["state"] == "active" and agent.model(name)["pid"] not in workers for name in ("one", "two")))
+    assert [answered(agent, name) for name in ("one", "two")] == [4, 4]
+    assert agent.zygote() != before
+    causes = {line["cause"] for line in agent.journal() if line["event"] == "worker died"}
+    assert causes == {f"the process of {name} died with the process that it was forked from" for name in ("one", "two")}
+
+
+@pytest.mark.e2e
+def test_a_model_that_runs_for_ever_does_not_outlive_the_agent(agent: Agent, tmp_path: Path) -> None:
+    assert agent.activate(make(tmp_path / "counter", counter(), name="counter", feeds=[{"n": np.array(10)}]))["state"] == "done"
+    worker, zygote = agent.worker("counter"), agent.zygote()
+    idle_s = used_s(worker)
+    asking = [sys.executable, "-c", "import numpy as np; from edge_agent import connect; connect('counter')(np.array(2**40))"]
+    with subprocess.Popen(asking, stderr=subprocess.DEVNULL, env=agent.environment()) as client:
+        wait_until(lambda: used_s(worker) > idle_s + 0.05)
+        assert agent.process is not None
+        agent.process.kill()
+        agent.process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in (worker, zygote)))
+        client.kill()
+
+
+def test_onnxruntime_is_told_to_phone_nobody() -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    told = "import os, edge_agent; import onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'], len(os.listdir('/proc/self/task')))"
+    alone = subprocess.run([sys.executable, "-c", told], env={**environment, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
+    assert alone.stdout.split() == ["1", "1"]  # the thread that would phone is not there
