@@ -163,7 +163,10 @@ def _compared(model: Path, feeds: list[graph.Feeds], original: Path, scheme: str
         return f"not read: {error}"
     for each in found:
         assert each.within(scheme), f"OpenVINO's answers are {each.other:.4f} off, onnxruntime's {each.own:.4f} from the original's"
-    return f"{max(each.other for each in found):.4f}" if found else ""
+    if not found:
+        return ""
+    written, rewritten = max(each.other for each in found), max(each.rewritten for each in found)
+    return f"{written:.4f}" + (f" (transformed {rewritten:.4f})" if not all(replace(each, other=each.rewritten).within(scheme) for each in found) else "")
 
 
 def _described(error: Exception) -> str:
