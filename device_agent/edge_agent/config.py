@@ -33,12 +33,14 @@ class ConfigError(Exception):
 class Limits:
     """What anybody may take. Beyond it a request is refused with 4xx, or 503 and Retry-After."""
 
-    body_bytes: int = 64 << 20  # of one request
+    body_bytes: int = 64 << 20  # of one request, with its tensors in shared memory
     in_flight_bytes: int = 256 << 20  # of the bodies of all requests that are being answered
     connections: int = 256  # on the Unix socket
     tcp_connections: int = 64
     idle_s: float = 30  # without a byte: between requests, within one, or of an answer that nobody reads
     bytes_a_second: int = 64 << 10  # a transfer that is slower, over idle_s and more, is cut off
+    regions: int = 64  # of shared memory that one user may register
+    region_bytes: int = 1 << 30  # of the files of all of them together
 
 
 @dataclass(frozen=True)

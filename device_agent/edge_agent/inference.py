@@ -17,6 +17,7 @@ from edge_agent.bodies import HttpError
 from edge_agent.child import WorkerUnavailable
 from edge_agent.counters import Counters
 from edge_agent.latency import Histogram
+from edge_agent.regions import fill
 from edge_agent.server import Request, Response, error_response, json_response
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 
 NAME = "([a-z0-9][a-z0-9._-]{0,62})"
 _VERSION = "(?:/versions/([A-Za-z0-9._-]{1,64}))?"
-_EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "statistics"]
+_REGION = "([A-Za-z0-9._~-]{1,128})"
+_EXTENSIONS = ["binary_tensor_data", "model_repository(index)", "statistics", "system_shared_memory"]
 _MAX_COMMAND_BYTES = 4 << 20
 
 Handler = Callable[["Agent", Request, "tuple[str, ...]"], Response]
@@ -38,10 +40,13 @@ def infer(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
         raise HttpError(400, "Inference-Header-Content-Length is a number of bytes")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise HttpError(415, "a compressed body is not read")
-    answer = agent.models.infer(name, None if header is None else int(header), request.body())
+    body, limit = request.body(), agent.config.limits.body_bytes
+    filled = fill(agent.regions, lambda: _user(request), body, None if header is None else int(header), request.take, limit)
+    answer = agent.models.infer(name, filled.header_bytes, filled.body)
     if answer.status != 200:
         return error_response(answer.status, answer.error)
-    return Response(200, [answer.body], answer.header_bytes, timing_ns=answer.phases)
+    buffers, header_bytes = filled.deliver(answer.body, answer.header_bytes)
+    return Response(200, buffers, header_bytes, timing_ns=answer.phases)
 
 
 def check_version(agent: Agent, name: str, version: str) -> None:
@@ -172,6 +177,33 @@ def _duration(histogram: Histogram) -> dict[str, int]:
     return {"count": histogram.count, "ns": histogram.sum_ns}
 
 
+def _register(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    document = document_of(request)
+    key, offset, size = document.get("key"), document.get("offset", 0), document.get("byte_size", -1)
+    if not isinstance(key, str) or not all(type(number) is int and 0 <= number < 1 << 48 for number in (offset, size)):
+        raise HttpError(400, "a region has a `key`, the name of its shared memory, a `byte_size` and perhaps an `offset`")
+    agent.regions.register(_user(request), groups[0], key, offset, size)
+    return json_response({})
+
+
+def _unregister(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    agent.regions.unregister(_user(request), groups[0] if groups else None)
+    return json_response({})
+
+
+def _regions(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    uid = _user(request)
+    found = [agent.regions.get(uid, groups[0])] if groups else agent.regions.of(uid)
+    return json_response([region.describe() for region in found])
+
+
+def _user(request: Request) -> int:
+    """Whose memory may be used: a region belongs to who asks. Raises HttpError."""
+    if request.peer.uid is None:
+        raise HttpError(403, "shared memory is for programs on this device alone", "send the tensors in the body")
+    return request.peer.uid
+
+
 def _metrics(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
     return Response(200, [metrics.render(agent)], content_type=metrics.CONTENT_TYPE)
 
@@ -189,6 +221,13 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", f"/v2/models/{NAME}{_VERSION}", _model),
     ("POST", "/v2/repository/index", _index),
     ("POST", f"/v2/repository/models/{NAME}/(?:load|unload)", _load),
+    ("POST", f"/v2/systemsharedmemory/region/{_REGION}/register", _register),
+    ("POST", f"/v2/systemsharedmemory/region/{_REGION}/unregister", _unregister),
+    ("POST", "/v2/systemsharedmemory/unregister", _unregister),
+    ("GET", f"/v2/systemsharedmemory/region/{_REGION}/status", _regions),
+    ("GET", "/v2/systemsharedmemory/status", _regions),
+    ("GET", "/v2/cudasharedmemory(?:/region/[^/]+)?/status", _not_offered),
+    ("POST", "/v2/cudasharedmemory(?:/region/[^/]+)?/(?:register|unregister)", _not_offered),
     ("GET", "/v2/health/live", _live),
     ("GET", "/v2/health/ready", _ready),
     ("GET", "/v2/?", _server),

@@ -28,6 +28,7 @@ import h11
 from edge_agent.bodies import READ_BYTES, HttpError, Pace, Source
 from edge_agent.config import Limits
 from edge_agent.frames import Bytes, send_all
+from edge_agent.peer import Peer
 
 _MAX_HEAD_BYTES = 16 << 10
 _LINGER_S = 2
@@ -44,6 +45,7 @@ class Request:
     query: dict[str, str]
     headers: dict[str, str]
     local: bool  # came over the Unix socket
+    peer: Peer
     _source: Source
     _room: Room
     taken_bytes: int = 0
@@ -178,10 +180,10 @@ class Server:
             with contextlib.suppress(OSError, EOFError):
                 if sock.family != socket.AF_UNIX:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                leftover = b""
+                leftover, peer = b"", Peer(sock)
                 while not self._stopping:
                     source = Source(sock, leftover, self._pace)
-                    keep = self._one(sock, source)
+                    keep = self._one(sock, source, peer)
                     if not keep:
                         _linger(sock)
                         return
@@ -189,12 +191,12 @@ class Server:
         finally:
             self._close(sock)
 
-    def _one(self, sock: socket.socket, source: Source) -> bool:
+    def _one(self, sock: socket.socket, source: Source, peer: Peer) -> bool:
         """Answer one request; whether the connection can carry another. EOFError when the client is done."""
         request: Request | None = None
         most = self.room.limits.body_bytes
         try:
-            request, keep = _read_request(source, self._pace, self.room, local=sock.family == socket.AF_UNIX)
+            request, keep = _read_request(source, self._pace, self.room, peer, local=sock.family == socket.AF_UNIX)
             self._check_caller(request, sock)
             response = self.application(request)
             keep = keep and source.drain(most)
@@ -244,7 +246,7 @@ class Server:
         sock.close()
 
 
-def _read_request(source: Source, pace: Pace, room: Room, *, local: bool) -> tuple[Request, bool]:
+def _read_request(source: Source, pace: Pace, room: Room, peer: Peer, *, local: bool) -> tuple[Request, bool]:
     """The head of the next request, and whether the client wants to go on after it. Raises HttpError, EOFError at the end."""
     parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
     received, deadline = 0, pace.deadline(0)
@@ -278,7 +280,7 @@ def _read_request(source: Source, pace: Pace, room: Room, *, local: bool) -> tup
     method, target = event.method.decode("latin-1"), event.target.decode("latin-1")
     path, _, query = target.partition("?")
     keep = event.http_version == b"1.1" and "close" not in [token.strip() for token in headers.get("connection", "").lower().split(",")]
-    return Request(method, path, dict(_pairs(query)), headers, local, source, room), keep
+    return Request(method, path, dict(_pairs(query)), headers, local, peer, source, room), keep
 
 
 def _body_length(headers: dict[str, str], version: bytes) -> int | None:

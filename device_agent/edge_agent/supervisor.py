@@ -30,6 +30,7 @@ from edge_agent.home import code_folder, socket_address, socket_path
 from edge_agent.journal import Journal, now, tail
 from edge_agent.models import Models
 from edge_agent.races import Races
+from edge_agent.regions import Regions
 from edge_agent.server import Room, Server
 from edge_agent.store import Store, write_atomically
 
@@ -60,6 +61,7 @@ class Agent:
         self.deployments = Deployments(home, self.store, self.models, self.journal)
         self.models.damaged = self.deployments.recover
         self.races = Races(home, self.deployments)
+        self.regions = Regions(self.config.limits)
         self._ended = threading.Event()
         self._tcp: Server | None = None
         self._tcp_lock = threading.Lock()
@@ -135,6 +137,7 @@ class Agent:
             self._tcp.stop(patience_s=1)
         self.models.stop()
         self.models.save()
+        self.regions.close()
 
 
 def serve(home: Path) -> None:

@@ -52,7 +52,7 @@ def post(agent: Agent, document: Any, name: str = "linear") -> Any:
 
 def test_the_protocols_questions_are_answered(shared: Agent) -> None:
     server = shared.ask("GET", "/v2")
-    assert (server["name"], server["extensions"]) == ("edge-agent", ["binary_tensor_data", "model_repository(index)", "statistics"])
+    assert (server["name"], server["extensions"]) == ("edge-agent", ["binary_tensor_data", "model_repository(index)", "statistics", "system_shared_memory"])
     assert shared.ask("GET", "/v2/health/live") == {"live": True}
     assert shared.ask("GET", "/v2/health/ready") == {"ready": True}
     assert shared.ask("GET", "/v2/models/linear/ready") == {"name": "linear", "ready": True}

@@ -88,6 +88,35 @@ def test_index_and_statistics(triton: Any) -> None:
         assert entry["inference_stats"]["success"]["ns"] > 0
 
 
+def test_shared_memory(triton: Any) -> None:
+    """As in Triton's own example, simple_http_shm_client.py."""
+    shm = pytest.importorskip("tritonclient.utils.shared_memory")
+    x = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    expected = answer(linear(), {"x": x})["y"]
+    triton.unregister_system_shared_memory(headers=dict(triton.token))
+    given = shm.create_shared_memory_region("input_data", "/input_simple", x.nbytes)
+    wanted = shm.create_shared_memory_region("output_data", "/output_simple", expected.nbytes)
+    try:
+        shm.set_shared_memory_region(given, [x])
+        triton.register_system_shared_memory("input_data", "/input_simple", x.nbytes, headers=dict(triton.token))
+        triton.register_system_shared_memory("output_data", "/output_simple", expected.nbytes, headers=dict(triton.token))
+        status = triton.get_system_shared_memory_status(headers=dict(triton.token))
+        assert {entry["name"]: entry["byte_size"] for entry in status} == {"input_data": x.nbytes, "output_data": expected.nbytes}
+        tensor = triton.http.InferInput("x", [5, 4], "FP32")
+        tensor.set_shared_memory("input_data", x.nbytes)
+        output = triton.http.InferRequestedOutput("y", binary_data=True)
+        output.set_shared_memory("output_data", expected.nbytes)
+        result = triton.infer("linear", [tensor], outputs=[output], headers=dict(triton.token))
+        assert result.get_output("y")["shape"] == [5, 3]
+        np.testing.assert_allclose(shm.get_contents_as_numpy(wanted, np.float32, [5, 3]), expected, rtol=1e-6)
+        triton.unregister_system_shared_memory("input_data", headers=dict(triton.token))
+        triton.unregister_system_shared_memory("output_data", headers=dict(triton.token))
+        assert triton.get_system_shared_memory_status(headers=dict(triton.token)) == []
+    finally:
+        shm.destroy_shared_memory_region(given)
+        shm.destroy_shared_memory_region(wanted)
+
+
 def test_errors_reach_it_as_its_own(triton: Any) -> None:
     from tritonclient.utils import InferenceServerException
 
