@@ -62,11 +62,15 @@ def _parser() -> argparse.ArgumentParser:
     activate = verb(
         "activate",
         "make a bundle active: verify, try, swap, ask",
-        lambda v, home, a: v.activate(home, a.digest, as_profile=a.as_profile, allow_slow=a.allow_slow),
+        lambda v, home, a: v.activate(home, a.digest, signed=a.signed, as_profile=a.as_profile, allow_slow=a.allow_slow),
     )
     activate.add_argument("digest")
+    activate.add_argument("--signed", action="store_true", help="its SSH signature comes on standard input")
     activate.add_argument("--as-profile", action="store_true", help="try another device's profile here: a missing provider is no reason to refuse")
     activate.add_argument("--allow-slow", action="store_true", help="take it although it misses its latency budget")
+    trust = verb("trust", "whose signatures this device takes", lambda v, home, a: v.trust(home, add=a.add, revoke=a.revoke))
+    trust.add_argument("--add", action="store_true", help="one more, a line of allowed_signers on standard input")
+    trust.add_argument("--revoke", metavar="FINGERPRINT", help="no longer that key, SHA256:…")
     job = verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id, a.wait))
     job.add_argument("id")
     job.add_argument("--wait", type=_count, default=0, metavar="SECONDS", help="answer when it has ended, or after so long")

@@ -106,7 +106,15 @@ def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Respo
 
 def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
     document = document_of(request)
-    job = agent.deployments.activate(str(document.get("digest")), as_profile=bool(document.get("as_profile")), allow_slow=bool(document.get("allow_slow")))
+    signature = document.get("signature")
+    if signature is not None and not isinstance(signature, str):
+        raise HttpError(400, "`signature` is the text of an SSH SIGNATURE")
+    job = agent.deployments.activate(
+        str(document.get("digest")),
+        signature=signature.encode() if signature else None,
+        as_profile=bool(document.get("as_profile")),
+        allow_slow=bool(document.get("allow_slow")),
+    )
     return json_response({"job": job.identity}, 202)
 
 

@@ -2,10 +2,11 @@
 
 A bundle is an OCI image layout, a folder or one ``.tar`` of it. Each profile's model in it is a CNCF ModelPack artifact
 (https://github.com/modelpack/model-spec): a manifest that names its layers by digest. What was *measured* about that model,
-the evidence, is a second artifact whose ``subject`` is the first.
+the evidence, is a second artifact whose ``subject`` is the first. Who vouches for either is a third: an SSH signature of the manifest's bytes.
 
     oci-layout
-    index.json                      one entry a profile, tagged with its name; one an evidence, tagged sha256-….evidence
+    index.json                      one entry a profile, tagged with its name; one an evidence, tagged sha256-….evidence; one a
+                                    signature of either, tagged sha256-….sig
     blobs/sha256/…                  manifests, configuration, layers: each named by the digest of its content
 
 The device's reader defines the format and the host writes through it, since what runs on the device is hardest to update.
@@ -20,7 +21,7 @@ import os
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MODEL_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 EVIDENCE_ARTIFACT = "application/vnd.edgesdk.evidence.v1+json"
+SIGNATURE_ARTIFACT = "application/vnd.edgesdk.signature.v1+json"
+SIGNATURE_TYPE = "application/vnd.openssh.signature"
 EMPTY_CONFIG = "application/vnd.oci.empty.v1+json"
 FILEPATH = "org.cncf.model.filepath"
 TAG = "org.opencontainers.image.ref.name"
@@ -255,12 +258,31 @@ class Layout:
 
     def evidence(self, manifest: Manifest) -> dict[str, Any]:
         """What was measured of it; empty where nothing is attached."""
+        found = self._attached(EVIDENCE_ARTIFACT, manifest.digest)
+        return parse_json(found[1], "evidence") if found else {}
+
+    def signature(self, digest: str) -> bytes | None:
+        """Of the manifest of that digest, as OpenSSH writes it; None where it is not signed. What it is worth only a device can say."""
+        found = self._attached(SIGNATURE_ARTIFACT, digest)
+        return found[1] if found else None
+
+    def manifests_of(self, manifest: Manifest) -> tuple[str, ...]:
+        """The digests of what is signed: the model's manifest, and its evidence's where there is one."""
+        found = self._attached(EVIDENCE_ARTIFACT, manifest.digest)
+        return (manifest.digest, found[0]) if found else (manifest.digest,)
+
+    def _attached(self, kind: str, subject: str) -> tuple[str, bytes] | None:
+        """The artifact of that kind whose subject is that manifest: its own manifest's digest, and its one layer."""
         for entry in self._index():
-            if entry.get("artifactType") == EVIDENCE_ARTIFACT:
-                document = parse_json(self.blob(_descriptor(entry).digest, MAX_JSON_BYTES), "evidence manifest")
-                if document.get("subject", {}).get("digest") == manifest.digest:
-                    return parse_json(self.blob(_descriptor(document["layers"][0]).digest, MAX_JSON_BYTES), "evidence")
-        return {}
+            if entry.get("artifactType") == kind:
+                digest = _descriptor(entry).digest
+                document = parse_json(self.blob(digest, MAX_JSON_BYTES), "manifest of an attachment")
+                try:
+                    if document["subject"]["digest"] == subject:
+                        return digest, self.blob(_descriptor(document["layers"][0]).digest, MAX_JSON_BYTES)
+                except (KeyError, TypeError, IndexError) as error:
+                    raise BundleError(f"an attachment of `{self.name}` lacks {error}", "copy or package the bundle again") from error
+        return None
 
     def blob(self, digest: str, limit: int | None = None) -> bytes:
         """A blob's content, its digest checked. Raises BundleError if it is missing, damaged or larger than ``limit``."""
@@ -295,6 +317,8 @@ class Layout:
                         "copy or package the bundle again",
                     )
                 self._check(blob)
+            for signed in self.manifests_of(manifest):
+                self.signature(signed)
             self.evidence(manifest)
 
     def _check(self, blob: Descriptor) -> None:
@@ -347,12 +371,15 @@ def manifest_of(contents: Contents) -> bytes:
     )
 
 
-def write(target: Path, bundle: list[Contents]) -> None:
-    """Write a bundle: a ``.tar`` where ``target`` ends so, else a folder. It replaces what was there in one step, or nothing changes."""
+def write(target: Path, bundle: list[Contents], sign: Callable[[bytes], bytes] | None = None) -> None:
+    """Write a bundle: a ``.tar`` where ``target`` ends so, else a folder. It replaces what was there in one step, or nothing changes.
+
+    ``sign`` makes the signature of a manifest's bytes; without, the bundle is unsigned.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch, "new")
-        _write_folder(folder, bundle)
+        _write_folder(folder, bundle, sign)
         if target.suffix == ".tar":
             archive = Path(scratch, "new.tar")
             _write_tar(archive, folder)
@@ -368,33 +395,43 @@ def write(target: Path, bundle: list[Contents]) -> None:
             raise
 
 
-def _write_folder(folder: Path, bundle: list[Contents]) -> None:
+def _write_folder(folder: Path, bundle: list[Contents], sign: Callable[[bytes], bytes] | None) -> None:
     blobs = folder / "blobs" / "sha256"
     blobs.mkdir(parents=True)
+    entries: list[dict[str, Any]] = []
 
     def put(data: bytes) -> None:
         path = blobs / digest_of(data)[len("sha256:") :]
         if not path.exists():
             path.write_bytes(data)
 
-    entries = []
-    for contents in bundle:
-        manifest, evidence = manifest_of(contents), to_json(contents.evidence)
+    def attach(kind: str, layer: bytes, media_type: str, title: str, subject: bytes, suffix: str) -> bytes:
+        """The artifact's own manifest."""
         attached = to_json(
             {
                 "schemaVersion": 2,
                 "mediaType": MANIFEST_TYPE,
-                "artifactType": EVIDENCE_ARTIFACT,
+                "artifactType": kind,
                 "config": _entry(EMPTY_CONFIG, b"{}"),
-                "layers": [{**_entry("application/json", evidence), "annotations": {"org.opencontainers.image.title": "evidence.json"}}],
-                "subject": _entry(MANIFEST_TYPE, manifest),
+                "layers": [{**_entry(media_type, layer), "annotations": {"org.opencontainers.image.title": title}}],
+                "subject": _entry(MANIFEST_TYPE, subject),
             }
         )
-        for data in (*contents.files.values(), to_json(contents.config), manifest, evidence, b"{}", attached):
+        for data in (layer, b"{}", attached):
+            put(data)
+        tag = digest_of(subject).replace(":", "-") + suffix
+        entries.append({**_entry(MANIFEST_TYPE, attached), "artifactType": kind, "annotations": {TAG: tag}})
+        return attached
+
+    for contents in bundle:
+        manifest, evidence = manifest_of(contents), to_json(contents.evidence)
+        for data in (*contents.files.values(), to_json(contents.config), manifest):
             put(data)
         entries.append({**_entry(MANIFEST_TYPE, manifest), "artifactType": MODEL_ARTIFACT, "annotations": {TAG: contents.profile}})
-        tag = digest_of(manifest).replace(":", "-") + ".evidence"
-        entries.append({**_entry(MANIFEST_TYPE, attached), "artifactType": EVIDENCE_ARTIFACT, "annotations": {TAG: tag}})
+        measured = attach(EVIDENCE_ARTIFACT, evidence, "application/json", "evidence.json", manifest, ".evidence")
+        if sign:
+            for signed in (manifest, measured):
+                attach(SIGNATURE_ARTIFACT, sign(signed), SIGNATURE_TYPE, "manifest.sig", signed, ".sig")
     (folder / "oci-layout").write_bytes(to_json({"imageLayoutVersion": "1.0.0"}))
     (folder / "index.json").write_bytes(to_json({"schemaVersion": 2, "mediaType": LAYOUT_TYPE, "manifests": entries}))
 

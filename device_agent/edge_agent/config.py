@@ -52,12 +52,20 @@ class SocketAccess:
 
 
 @dataclass(frozen=True)
+class TrustRules:
+    """``unsigned``: bundles that nobody signed are taken even where the device knows who may sign."""
+
+    unsigned: bool = False
+
+
+@dataclass(frozen=True)
 class Config:
     """``tcp``: the address to listen on, if any. ``hosts``: names that requests over TCP may be addressed to, beside the address itself."""
 
     tcp: Optional[str] = None
     hosts: tuple[str, ...] = ()
     socket: SocketAccess = field(default_factory=SocketAccess)
+    trust: TrustRules = field(default_factory=TrustRules)
     limits: Limits = field(default_factory=Limits)
 
 
@@ -103,6 +111,10 @@ def _section(kind: Any, document: Any, path: str) -> Any:
 def _value(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _section(hint, value, f"{path}.")
+    if hint is bool:
+        if type(value) is not bool:
+            raise ConfigError(f"config.json: {path} is true or false, not {str(value)[:40]}")
+        return value
     if hint in (int, float):
         if type(value) not in {hint, int} or not 0 < value <= _LARGEST:
             raise ConfigError(f"config.json: {path} is a{'' if hint is float else ' whole'} number above 0, not {str(value)[:40]}")

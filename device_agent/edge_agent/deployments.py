@@ -26,6 +26,7 @@ from edge_agent.child import Child, ChildFailed
 from edge_agent.journal import Journal
 from edge_agent.models import Active, Models, UnknownModel
 from edge_agent.store import Deployment, Store, write_atomically
+from edge_agent.trust import Trust, Untrusted
 
 _TRIAL_S = 1800  # an engine build takes ten minutes
 _ASK_S = 120
@@ -68,18 +69,19 @@ class Job:
 class Deployments:
     """Changes what is active, one change at a time."""
 
-    def __init__(self, home: Path, store: Store, models: Models, journal: Journal) -> None:
+    def __init__(self, home: Path, store: Store, models: Models, journal: Journal, *, unsigned: bool = False) -> None:
         self._home, self._store, self._models, self._journal = home, store, models, journal
+        self._trust, self._unsigned = Trust(home), unsigned
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._holder: Job | None = None
         self._child: Child | None = None
         self._closed = False
 
-    def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False) -> Job:
+    def activate(self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allow_slow: bool = False) -> Job:
         """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
         check_digest(digest)
-        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, as_profile=as_profile, allow_slow=allow_slow))
+        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, as_profile=as_profile, allow_slow=allow_slow))
 
     def rollback(self, name: str) -> Job:
         """Start to make the previous bundle of that name active. Raises Busy, BundleError."""
@@ -160,7 +162,7 @@ class Deployments:
         result = None
         try:
             result = work(job)
-        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy) as failure:
+        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy, Untrusted) as failure:
             error = {"message": str(failure), "hint": failure.hint}
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
@@ -213,12 +215,13 @@ class Deployments:
 
     # the transaction
 
-    def _activate(self, job: Job, digest: str, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+    def _activate(self, job: Job, digest: str, signature: bytes | None, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+        signer = self._trust.check(self._store.read(digest), signature, unsigned=self._unsigned)
         deployment = self._staged(digest)
         running = self._models.find(deployment.name)
         if running is not None and running.deployment == deployment and running.worker.ready and _decided(deployment.folder):
             return self._unchanged(job, deployment)
-        return self._exchange(job, deployment, as_profile=as_profile, allow_slow=allow_slow)
+        return self._exchange(job, deployment, as_profile=as_profile, allow_slow=allow_slow, signer=signer)
 
     def _rollback(self, job: Job, name: str) -> dict[str, Any]:
         if name not in self._models.names():
@@ -229,7 +232,7 @@ class Deployments:
         self._store.verify_deployment(folder)
         # It ran here before: how it was activated then still holds, and it may be slow.
         before = _decided(folder)
-        return self._exchange(job, self._store.opened(folder), as_profile=bool(before.get("as_profile")), allow_slow=True)
+        return self._exchange(job, self._store.opened(folder), as_profile=bool(before.get("as_profile")), allow_slow=True, signer=before.get("signer"))
 
     def _staged(self, digest: str) -> Deployment:
         """Every blob checked, and laid out."""
@@ -245,7 +248,7 @@ class Deployments:
         self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
         return self._result(deployment, "unchanged", answer, _decided(deployment.folder).get("trial"))
 
-    def _exchange(self, job: Job, deployment: Deployment, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+    def _exchange(self, job: Job, deployment: Deployment, *, as_profile: bool, allow_slow: bool, signer: str | None) -> dict[str, Any]:
         """Try it beside what runs, then swap, then ask."""
         job.stage = "load"
         with self._trying(deployment) as trial:
@@ -255,12 +258,12 @@ class Deployments:
                 job.stage = stage
 
             tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
-            write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "trial": tried}).encode())
+            write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "signer": signer, "trial": tried}).encode())
             job.stage = "swap"
             with self._swapped(deployment):
                 job.stage = "ask"
                 answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
-        self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, **arguments)
+        self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, signer=signer, **arguments)
         with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
             self._store.collect()
         return self._result(deployment, "active", answer, tried)

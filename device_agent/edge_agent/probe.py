@@ -66,11 +66,22 @@ def facts(home: object = None) -> Dict[str, Any]:
         "missing_modules": [name for name in _MODULES if not _importable(name)],
         "files": [path for path in _MARKS if os.path.exists(path)],
         "agent": _agent(folder),
+        "trust": _trust(folder),
         "user": _user(),
     }
     known.update(conditions())
     known.update(runtime(folder))
     return known
+
+
+def _trust(folder):  # type: (str) -> Dict[str, Any]
+    """Whether bundles have to be signed here, and with what that is checked. See edge_agent/trust.py."""
+    signers = os.path.join(folder, "trust", "allowed_signers")
+    try:
+        unsigned = bool(json.loads(_read(os.path.join(folder, "config.json")))["trust"]["unsigned"])
+    except (ValueError, KeyError, TypeError):
+        unsigned = False
+    return {"known": os.path.exists(signers), "demanded": os.path.exists(signers) and not unsigned, "ssh_keygen": bool(shutil.which("ssh-keygen"))}
 
 
 def conditions() -> Dict[str, Any]:

@@ -58,7 +58,7 @@ class Agent:
         self.journal = Journal(home)
         self.store = Store(home)
         self.models = Models(home, self.store, self.journal)
-        self.deployments = Deployments(home, self.store, self.models, self.journal)
+        self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)
         self.models.damaged = self.deployments.recover
         self.races = Races(home, self.deployments)
         self.regions = Regions(self.config.limits)

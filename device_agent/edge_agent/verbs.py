@@ -136,8 +136,28 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
         raise Failure(str(error), error.hint) from error
 
 
-def activate(home: Path, digest: str, *, as_profile: bool, allow_slow: bool) -> Any:
-    return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "as_profile": as_profile, "allow_slow": allow_slow})
+def activate(home: Path, digest: str, *, signed: bool, as_profile: bool, allow_slow: bool) -> Any:
+    """With ``signed``, the signature comes on standard input."""
+    signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
+    document = {"digest": _digest(digest), "signature": signature, "as_profile": as_profile, "allow_slow": allow_slow}
+    return _ask(home, "POST", "/edge/activate", document)
+
+
+def trust(home: Path, *, add: bool, revoke: str | None) -> Any:
+    """The files themselves: whoever may write them decides whom this device trusts. Whoever may only ask the agent does not."""
+    from edge_agent.trust import Trust, Untrusted
+
+    known = Trust(home)
+    try:
+        if add:
+            known.add(b"".join(_standard_input(None)).decode("utf-8", "replace"))
+        if revoke:
+            known.revoke(revoke)
+        return known.to_dict()
+    except Untrusted as error:
+        raise Failure(str(error), error.hint) from error
+    except OSError as error:
+        raise Failure(f"{error.filename or known.folder}: {error.strerror}", "whom a device trusts decides the user whose folder that is") from error
 
 
 def job(home: Path, identity: str, wait_s: int) -> Any:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
-from edgesdk import agent_package, preflight, transport
+from edgesdk import agent_package, preflight, signing, transport
 from edgesdk.agent_package import AgentPackage, version_of
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.progress import Progress, silent
@@ -45,10 +45,12 @@ from edgesdk.replies import (
     Removed,
     Report,
     Status,
+    Trusted,
     framed,
     parse,
     printable,
 )
+from edgesdk.signing import Signer
 from edgesdk.transport import Completed, Transport
 
 if TYPE_CHECKING:
@@ -131,13 +133,15 @@ def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow
         facts = device.facts()
         choice = preflight.choose(layout, facts, device.host, as_profile)
         preflight.check(choice, facts, device.host)
+        signature, signer = layout.signature(choice.manifest.digest), first_signer(facts)
+        preflight.check_signed(choice, facts, device.host, signed=signature is not None, first=signer is not None)
         plan = plan_set_up(facts, choice.description.onnxruntime, prefer_installed=choice.profile.runtime.prefer_installed and not choice.assumed)
         # A device with an agent says later which blobs it lacks; one without lacks all.
         blobs = 0 if facts.agent else sum(blob.size for blob in _unique(choice.manifest.blobs))
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
-        set_up(device, facts, plan, progress)
+        set_up(device, facts, plan, progress, signer)
         blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
-    result = device.activate(choice.manifest.digest, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
+    result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
     return Deployment(
         host=device.host,
         outcome=result.outcome,
@@ -159,8 +163,11 @@ def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIM
     return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest)))
 
 
-def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent) -> None:
-    """Send what the plan says and start the agent. Raises DeviceError where the device then still has no onnxruntime."""
+def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None) -> None:
+    """Send what the plan says, whom the device is to trust if it is told so, and start the agent.
+
+    Raises DeviceError where the device then still has no onnxruntime.
+    """
     if plan.agent:
         data = plan.agent.data
         device.send_archive(plan.agent.digest, len(data), lambda offset: _chunks(io.BytesIO(data[offset:]), len(data) - offset), progress, "agent")
@@ -173,6 +180,8 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
                 f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
                 "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
             )
+    if signer:
+        device.trust(signer.line())
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
     moved = not plan.agent and parse(Launcher, device.bootstrap("launcher"), device.host).changed
     running = facts.agent is not None and facts.agent.running
@@ -186,6 +195,11 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         progress("start", 0, 1)
         device.ask("start")
         progress("start", 1, 1)
+
+
+def first_signer(facts: Facts) -> Signer | None:
+    """Whoever sets a device up is whom it trusts from then on, if it can check that and nobody was there before."""
+    return signing.in_use() if facts.agent is None and not facts.trust.known and facts.trust.ssh_keygen else None
 
 
 def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
@@ -292,10 +306,24 @@ class Device:
         """Have what the session left removed. Twice does no harm."""
         return self._reply(Freed, "race", session, "--end")
 
-    def activate(self, digest: str, *, as_profile: bool = False, allow_slow: bool = False, progress: Progress = silent) -> Activated:
+    def activate(
+        self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allow_slow: bool = False, progress: Progress = silent
+    ) -> Activated:
         """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice."""
-        flags = [*(["--as-profile"] if as_profile else []), *(["--allow-slow"] if allow_slow else [])]
-        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags).job, progress)
+        flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *["--allow-slow"] * allow_slow]
+        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags, stdin=[signature] if signature else []).job, progress)
+
+    def trusted(self) -> Trusted:
+        """Whose signatures it takes."""
+        return self._reply(Trusted, "trust")
+
+    def trust(self, line: str) -> Trusted:
+        """Have it take bundles of one more signer, given as a line of allowed_signers, and from then on no unsigned ones."""
+        return self._reply(Trusted, "trust", "--add", stdin=[line.encode()])
+
+    def revoke(self, fingerprint: str) -> Trusted:
+        """Have it refuse whatever that key signed."""
+        return self._reply(Trusted, "trust", "--revoke", fingerprint)
 
     def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
         """Back to the version that ran before."""

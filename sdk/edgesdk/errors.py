@@ -41,6 +41,10 @@ class ConversionError(EdgeSDKError):
     """A source model that cannot be converted, or whose conversion answers otherwise."""
 
 
+class SigningError(EdgeSDKError):
+    """A bundle that cannot be signed, or whose signature is none."""
+
+
 class ConnectionFailed(EdgeSDKError):
     """No connection to the device: unreachable, unknown host key, not let in."""
 

@@ -30,6 +30,7 @@ from edgesdk.progress import Progress, silent
 from edgesdk.race import Raced, racing
 from edgesdk.recipe import Plan, Step
 from edgesdk.search import QUICK, THOROUGH, Candidate, Choice
+from edgesdk.signing import Signer
 from edgesdk.source import Source, model_files, runner
 
 FINAL_RACE_S = 6.0
@@ -59,6 +60,7 @@ class Request:
     quick: bool = False  # try little
     prune: Literal["auto", "off", "2:4"] | float = "auto"  # a number: the share of the multiply-accumulates that goes, whatever is faster
     on: str | None = None  # time candidates on this host
+    signer: Signer | None = None  # signs the bundle
     force: bool = False
 
 
@@ -80,6 +82,7 @@ class Packaged:
     seconds: float
     notes: tuple[str, ...]
     candidates: tuple[dict[str, Any], ...]
+    signer: str | None  # the fingerprint of the key that signed it
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -97,19 +100,22 @@ class Packaged:
             "seconds": round(self.seconds, 1),
             "notes": list(self.notes),
             "candidates": list(self.candidates),
+            "signer": self.signer,
         }
 
 
 def package(request: Request, progress: Progress = silent) -> list[Packaged]:
     """Package a model for each profile into one bundle. Raises an EdgeSDKError, and then nothing is written."""
     check_output(request.output, request.name, force=request.force)
+    if request.signer:
+        request.signer.check()
     for profile in request.profiles:
         _asked(profile, request)
     progress("read and score the model", 0, 0)
     source = Source.load(request.model, calibration=request.calibration, evaluate=request.evaluate, labels=request.labels)
     made = [_package_for(profile, source, request, progress) for profile in request.profiles]
     release = request.release or _next_release(request, made)
-    bundle.write(request.output, [one.contents(request.name, release) for one in made])
+    bundle.write(request.output, [one.contents(request.name, release) for one in made], request.signer.sign if request.signer else None)
     return [one.packaged(request, release) for one in made]
 
 
@@ -272,6 +278,7 @@ class Made:
             name=request.name,
             release=release,
             profile=self.profile.name,
+            signer=request.signer.fingerprint if request.signer else None,
             **self._measured(),
         )
 

@@ -47,6 +47,16 @@ def choose(layout: Layout, facts: Facts, host: str, as_profile: str | None = Non
     return Choice(manifest=manifests[chosen], description=layout.description(manifests[chosen]), profile=held[chosen], assumed=chosen not in fitting)
 
 
+def check_signed(choice: Choice, facts: Facts, host: str, *, signed: bool, first: bool) -> None:
+    """A device that takes signed bundles only gets no other. ``first``: it is about to be told whom to trust. Raises Refused."""
+    if signed or not (facts.trust.demanded or first):
+        return
+    raise Refused(
+        f"`{choice.description.name}` is not signed, and {words(facts, host)} takes signed bundles only",
+        "`edgesdk key use`, then package it again" if facts.trust.demanded else "package it again: a key signs since then; or `edgesdk key off`",
+    )
+
+
 def check(choice: Choice, facts: Facts, host: str) -> None:
     """What the bundle needs against what the device said of itself. Raises Refused, with both values named."""
     profile, where = choice.profile, words(facts, host)

@@ -58,6 +58,29 @@ class InstalledAgent(Reply):
     running: bool = False
 
 
+class TrustFacts(Reply):
+    """``known``: the device has a list of signers; ``demanded``: it takes nothing unsigned."""
+
+    known: bool = False
+    demanded: bool = False
+    ssh_keygen: bool = False
+
+
+class TrustedSigner(Reply):
+    principals: Text
+    kind: Text
+    fingerprint: Text
+    expires: Text | None = None
+    revoked: bool = False
+
+
+class Trusted(Reply):
+    """Whose signatures a device takes."""
+
+    demanded: bool
+    signers: tuple[TrustedSigner, ...] = ()
+
+
 class Facts(Reply):
     """What `edge-agent probe` found out about a device. What it could not read is None or empty."""
 
@@ -82,6 +105,7 @@ class Facts(Reply):
     onnxruntime: Runtime | None = None
     numpy: Text | None = None
     agent: InstalledAgent | None = None
+    trust: TrustFacts = TrustFacts()
     user: Text | None = None
 
 

@@ -226,7 +226,7 @@ class Agent:
             time.sleep(0.02)
         raise AssertionError(f"the job did not end: {state}")
 
-    def activate(self, folder: Path, **options: bool) -> Any:
+    def activate(self, folder: Path, **options: Any) -> Any:
         return self.job(self.ask("POST", "/edge/activate", {"digest": self.send(folder), **options}))
 
     def rollback(self, name: str) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgesdk.cli import devices, models, profiles
+from edgesdk.cli import devices, keys, models, profiles
 from edgesdk.cli.output import fail, say, show
 
 
@@ -47,6 +47,7 @@ app = typer.Typer(
 models.register(app)
 app.add_typer(profiles.app, name="profile")
 devices.register(app)
+app.add_typer(keys.app, name="key")
 
 
 def main() -> None:

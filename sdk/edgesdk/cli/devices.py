@@ -29,7 +29,7 @@ def setup(host: Host = "local", *, as_json: AsJson = False) -> None:
     with device.connect(host) as opened, progress() as advance:
         facts = opened.facts()
         plan = device.plan_set_up(facts)
-        device.set_up(opened, facts, plan, advance)
+        device.set_up(opened, facts, plan, advance, device.first_signer(facts))
         found = opened.status()
     sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
     text = f"{host}: agent {found.agent.version} runs with onnxruntime {found.agent.onnxruntime} ({', '.join(sent) or 'nothing'} sent)"

@@ -46,10 +46,11 @@ def package(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="try little: a first answer in a fraction of the time")] = False,
     force: Annotated[bool, typer.Option("--force", help="replace whatever is at --output")] = False,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="do not sign it, although `edgesdk key use` has chosen a key")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Convert, compress, prove and package a model for one or more profiles."""
-    from edgesdk import packaging, profiles, project
+    from edgesdk import packaging, profiles, project, signing
     from edgesdk import recipe as recipes
     from edgesdk.cli import files, plot
     from edgesdk.errors import ProjectError
@@ -85,6 +86,7 @@ def package(
         prune=_pruning(prune),
         on=on,
         force=force,
+        signer=None if unsigned else signing.in_use(),
     )
     with progress() as advance:
         packaged = packaging.package(request, advance)
@@ -102,10 +104,17 @@ def verify(bundle: Annotated[Path, typer.Argument(help="a bundle: folder or .tar
 
     checked = verification.verify(bundle)
     rows = [
-        (one["profile"], one["name"], one["release"], one["digest"][7:19], f"{one['golden']['difference']:.2g} of {one['golden']['tolerance']:.2g} allowed")
+        (
+            one["profile"],
+            one["name"],
+            one["release"],
+            one["digest"][7:19],
+            f"{one['golden']['difference']:.2g} of {one['golden']['tolerance']:.2g} allowed",
+            one["signer"] or "unsigned",
+        )
         for one in checked
     ]
-    show(checked, table(rows, head=("profile", "name", "release", "digest", "golden answers here")), as_json=as_json)
+    show(checked, table(rows, head=("profile", "name", "release", "digest", "golden answers here", "signed by")), as_json=as_json)
 
 
 def optimize(
@@ -371,6 +380,7 @@ def _told(packaged: "Packaged") -> str:
         lines.append(f"  latency   {latency['before']:.2f} → {latency['after']:.2f} ms, {speed}")
     lines += [f"  tried     {one['label']}: {_became(one)}" for one in packaged.candidates]
     lines += [f"  note      {note}" for note in packaged.notes]
+    lines.append(f"  signed    by {packaged.signer}" if packaged.signer else "  unsigned")
     return "\n".join(lines)
 
 
