@@ -39,8 +39,8 @@ class Limits:
     tcp_connections: int = 64
     idle_s: float = 30  # without a byte: between requests, within one, or of an answer that nobody reads
     bytes_a_second: int = 64 << 10  # a transfer that is slower, over idle_s and more, is cut off
-    regions: int = 64  # of shared memory that one user may register
-    region_bytes: int = 1 << 30  # of the files of all of them together
+    named_regions: int = 64  # of shared memory that one user may register
+    named_region_bytes: int = 1 << 30  # of the files of all of them together
 
 
 @dataclass(frozen=True)

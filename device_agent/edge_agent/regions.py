@@ -141,11 +141,12 @@ class Regions:
         own = [known for (owner, _), known in self._regions.items() if owner == uid]
         if any(known.name == region.name for known in own):
             raise HttpError(409, f"the shared memory `{region.name}` is registered already", "unregister it first")
-        if len(own) >= self._limits.regions:
+        if len(own) >= self._limits.named_regions:
             raise HttpError(429, f"{len(own)} regions of shared memory are registered, more are not taken", "unregister some")
         total = sum(known.file_bytes for known in own) + region.file_bytes
-        if total > self._limits.region_bytes:
-            raise HttpError(413, f"the regions of shared memory would take {total} bytes, at most {self._limits.region_bytes} are taken", "unregister some")
+        most = self._limits.named_region_bytes
+        if total > most:
+            raise HttpError(413, f"the regions of shared memory would take {total} bytes, at most {most} are taken", "unregister some")
         self._regions[uid, region.name] = region
 
 

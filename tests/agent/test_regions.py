@@ -137,7 +137,7 @@ def test_only_a_file_of_ones_own_is_taken(memory: Path, tmp_path: Path) -> None:
 
 
 def test_counts_and_sizes_are_bounded(memory: Path) -> None:
-    regions = Regions(Limits(regions=2, region_bytes=128))
+    regions = Regions(Limits(named_regions=2, named_region_bytes=128))
     with pytest.raises(HttpError, match="65 at 0 do not lie within"):
         regions.register(ME, "r", memory.name, 0, 65)
     with pytest.raises(HttpError, match="1 at 64 do not lie within"):
