@@ -4,9 +4,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# CI tests the PyTorch converter too. Its wheels are large, so elsewhere it is asked for: make test TORCH=1
+# CI tests the PyTorch converter and the status page in Chromium too. Both are large, so elsewhere they are asked for: make test TORCH=1 BROWSER=1
 ifdef CI
 TORCH ?= 1
+BROWSER ?= 1
 endif
 
 .PHONY: demo test unit test-oldest test-quark check suite-data suite bench lock clean
@@ -14,11 +15,11 @@ endif
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
-test: $(READY) $(if $(TORCH),.venv/.torch) sshd
+test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) sshd
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
-	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or arm64 or gpu)" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or browser or arm64 or gpu)" $(ARGS)
 
 test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime and numpy that it promises
 	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
@@ -74,6 +75,16 @@ $(READY): requirements.lock pyproject.toml
 .venv/.torch: $(READY)
 	$(BIN)/python -m pip install --quiet -r requirements-torch.txt
 	@touch $@
+
+.venv/.browser: $(READY) requirements-browser.txt
+	$(BIN)/python -m pip install --quiet -r requirements-browser.txt
+	@touch $@
+
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends chromium; } || \
+	  { echo "the tests of the status page need Chromium: sudo apt-get install chromium"; exit 1; }
 
 .PHONY: sshd
 sshd:

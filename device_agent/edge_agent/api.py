@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edge_agent import facts, inference
+from edge_agent import facts, inference, page
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor
@@ -63,6 +63,17 @@ def _handler(request: Request) -> Callable[[Agent, Request], Response]:
     if allowed:
         raise HttpError(405, f"{request.method[:20]} is not possible here, {' and '.join(allowed)} is", headers={"Allow": ", ".join(allowed)})
     raise HttpError(404, f"there is nothing at {request.path[:80]}", "see the Open Inference Protocol v2: /v2/models/NAME/infer")
+
+
+# for people
+
+
+def _page(_agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    return page.html(asks=not request.local)
+
+
+def _figures(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
+    return page.figures(agent)
 
 
 # the verbs
@@ -205,6 +216,8 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
     (method, re.compile(pattern), handler)
     for method, pattern, handler in (
         *inference.ROUTES,
+        ("GET", "/", _page),
+        ("GET", "/status.json", _figures),
         ("GET", "/edge/alive", _alive),
         ("GET", "/edge/status", _status),
         ("POST", f"/edge{_RACE}/missing", _missing),

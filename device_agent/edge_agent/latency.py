@@ -148,6 +148,10 @@ class Histogram:
         """The usual ones, in milliseconds."""
         return _in_ms({name: self.quantile(quantile) for name, quantile in _QUANTILES.items()}, self.max_ns)
 
+    def counts(self) -> list[tuple[float, int]]:
+        """The middle of each bucket in nanoseconds, and how many lie there; the fastest first."""
+        return [(_middle(bucket), count) for bucket, count in sorted(self._buckets.items())]
+
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON; `from_dict` reads it."""
         return {"count": self.count, "sum_ns": self.sum_ns, "min_ns": self.min_ns, "max_ns": self.max_ns, "buckets": sorted(self._buckets.items())}

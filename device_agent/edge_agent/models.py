@@ -166,12 +166,12 @@ class Models:
         return Answer(200, head["header_bytes"], answer, phases=phases)
 
     def count(self, name: str, digest: str, run: Histogram, errors: int) -> bool:
-        """What a program ran in its own process; whether that version is the active one. Raises UnknownModel."""
-        counters = self.get(name).counters
-        if counters.digest != digest:
-            return False
-        counters.add(run, errors)
-        return True
+        """What a program ran in its own process; whether that version is known. Raises UnknownModel."""
+        for counters in (self.get(name).counters, *self._ledger.versions(name)):
+            if counters.digest == digest:
+                counters.add(run, errors)
+                return True
+        return False
 
     def status(self) -> list[dict[str, Any]]:
         return [self._status(name) for name in self.names()]

@@ -29,6 +29,7 @@ from edge_agent.deployments import Deployments
 from edge_agent.home import code_folder, socket_address, socket_path
 from edge_agent.journal import Journal, now, tail
 from edge_agent.models import Models
+from edge_agent.page import History
 from edge_agent.races import Races
 from edge_agent.regions import Regions
 from edge_agent.server import Room, Server
@@ -56,6 +57,7 @@ class Agent:
         self.config = configuration.read(home)
         self.room = Room(self.config.limits)
         self.journal = Journal(home)
+        self.history = History(self.journal.path)
         self.store = Store(home)
         self.models = Models(home, self.store, self.journal)
         self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)

@@ -105,7 +105,7 @@ def _sources(package: Path) -> dict[str, bytes]:
     return {
         str(Path(package.name, path.relative_to(package))): path.read_bytes()
         for path in package.rglob("*")
-        if path.is_file() and "tests" not in path.parts[len(package.parts) :] and (path.suffix == ".py" or path.name == "py.typed")
+        if path.is_file() and "tests" not in path.parts[len(package.parts) :] and (path.suffix in (".py", ".html") or path.name == "py.typed")
     }
 
 
