@@ -4,10 +4,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# CI tests the PyTorch converter and the status page in Chromium too. Both are large, so elsewhere they are asked for: make test TORCH=1 BROWSER=1
+# CI tests the PyTorch converter, the status page in Chromium and bare devices too. They want much, so elsewhere they are asked for:
+# make test TORCH=1 BROWSER=1 BARE=1
 ifdef CI
 TORCH ?= 1
 BROWSER ?= 1
+BARE ?= 1
 endif
 
 .PHONY: demo test unit test-oldest test-quark check suite-data suite bench lock clean
@@ -15,11 +17,11 @@ endif
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
-test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) sshd
+test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) sshd
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
-	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or browser or arm64 or gpu)" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not (e2e or slow or torch or browser or bare or arm64 or gpu)" $(ARGS)
 
 test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime and numpy that it promises
 	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
@@ -85,6 +87,12 @@ chromium:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends chromium; } || \
 	  { echo "the tests of the status page need Chromium: sudo apt-get install chromium"; exit 1; }
+
+.PHONY: mmdebstrap
+mmdebstrap:
+	@command -v mmdebstrap >/dev/null && command -v ip >/dev/null && command -v zstd >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends mmdebstrap zstd iproute2; } || \
+	  { echo "the tests on a bare device need root and: apt-get install mmdebstrap zstd iproute2"; exit 1; }
 
 .PHONY: sshd
 sshd:

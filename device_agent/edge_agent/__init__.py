@@ -26,13 +26,16 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # These need numpy; the supervisor imports this package too and must not.
+    from edge_agent import home
+
+    home.use_numpy()
     if name == "Runtime":
         from edge_agent import runtime
 
         return runtime.Runtime
-    if name in __all__:
-        from edge_agent import client
+    from edge_agent import client
 
-        return getattr(client, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(client, name)

@@ -95,6 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     tcp = verb("tcp", "open or close TCP, on loopback unless told otherwise", lambda v, home, a: v.tcp(home, a.port, a.address))
     tcp.add_argument("port", type=_port, help="a number, 0 for any, or `off`")
     tcp.add_argument("--address", default="127.0.0.1", help="of this device, in digits; what it carries is not encrypted")
+    verb(
+        "client-path",
+        "the folder by which a virtual environment finds the client: name it in a .pth file there",
+        lambda v, _, a: v.client_path(as_json=a.json),
+    )
+    teardown = verb(
+        "teardown",
+        "stop the agent, and remove everything that was put on this device",
+        lambda v, home, a: v.teardown(home, yes=a.yes, dry_run=a.dry_run),
+    )
+    teardown.add_argument("--yes", action="store_true", help="without asking")
+    teardown.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
     verb("zygote", None, lambda v, home, a: v.zygote(home, a.descriptor)).add_argument("descriptor", type=int)
     trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))

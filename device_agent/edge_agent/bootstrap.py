@@ -5,6 +5,9 @@
     agent DIGEST                  unpack that agent and make it the current one
     launcher                      have the current one run by this very Python
     runtime TAG DIGEST...         unpack those wheels beside each other, for this Python
+    teardown [--dry-run]          stop the agent, and remove all that any of these put here
+
+After `agent` and `launcher` every Python of the device finds the client: a .pth file in its site folder names the current agent.
 
 Standard library only, Python 3.9 on, alone in its process. Each verb prints one framed line. Power may fail at any moment:
 what is unpacked gets its name when it is whole, and what runs is one symbolic link, replaced at once.
@@ -22,12 +25,15 @@ import re
 import select
 import shlex
 import shutil
+import signal
 import stat
+import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 FRAME = "edge-agent-reply: "
 SILENCE_S = 30
@@ -35,6 +41,18 @@ LOCK_WAIT_S = 40  # longer than SILENCE_S: a receiver whose host is gone has giv
 CHUNK_BYTES = 1 << 18
 MAX_MEMBERS = 20_000
 MAX_UNPACKED_BYTES = 2 << 30
+
+USER_HOME, SYSTEM_HOME = "~/.local/share/edge-agent", "/var/lib/edge-agent"
+PATH_FILE = "edge-agent.pth"
+PATH_TEXT = "# Written by edgesdk when it set this device up; `edge-agent teardown` removes it.\n{folder}\n"
+# What a Python says of itself: fit for the client, no virtual environment; the user's site folder; the system's.
+ASK = """import json, site, sys
+fit = sys.version_info >= (3, 9) and sys.prefix == sys.base_prefix
+print(json.dumps([fit, site.getusersitepackages() if site.ENABLE_USER_SITE else None, site.getsitepackages()[0]]))"""
+
+# All that the agent and its set-up put into its folder. What else lies there is somebody's, and stays.
+OURS = ("active", "agent", "bin", "blobs", "cache", "config.json", "deployments", "incoming", "latency", "previous", "races", "runtime", "secrets", "setup")
+OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config)\..*")
 
 LAUNCH = """\
 #!/bin/sh
@@ -54,7 +72,7 @@ class BootstrapError(Exception):
 
 
 def main(argv: list[str]) -> int:
-    home = Path(os.environ.get("EDGE_AGENT_HOME") or "~/.local/share/edge-agent").expanduser().absolute()
+    home = Path(os.environ.get("EDGE_AGENT_HOME") or USER_HOME).expanduser().absolute()
     try:
         reply = run(home, argv)
     except BootstrapError as problem:
@@ -69,6 +87,8 @@ def main(argv: list[str]) -> int:
 
 def run(home: Path, argv: list[str]) -> dict[str, object]:
     verb, *rest = argv
+    if verb == "teardown":
+        return tear_down(home, dry_run="--dry-run" in rest)
     home.mkdir(parents=True, exist_ok=True, mode=0o750)
     for folder in ("setup", "agent", "runtime", "bin"):
         (home / folder).mkdir(exist_ok=True, mode=0o750)
@@ -81,7 +101,8 @@ def run(home: Path, argv: list[str]) -> dict[str, object]:
         if verb == "agent":
             return install_agent(home, rest[0])
         if verb == "launcher":
-            return {"changed": write_launcher(home)}
+            changed = write_launcher(home)
+            return {"changed": changed, "clients": write_client_paths(home) if changed else []}
         if verb == "runtime":
             return install_runtime(home, rest[0], rest[1:])
     raise BootstrapError(f"the verb {verb!r} is not known here", "update edgesdk")
@@ -127,7 +148,7 @@ def install_agent(home: Path, digest: str) -> dict[str, object]:
     write_launcher(home)
     clean(home / "agent", keep={name, before}, prefix="")
     archive(home, digest).unlink()
-    return {"agent": name}
+    return {"agent": name, "clients": write_client_paths(home)}
 
 
 def write_launcher(home: Path) -> bool:
@@ -142,6 +163,138 @@ def write_launcher(home: Path) -> bool:
     os.replace(fresh, target)
     sync(target.parent)
     return True
+
+
+def write_client_paths(home: Path) -> list[str]:
+    """Let every Python here import the client; the files that now say so. For the usual folders alone: a second agent would shadow the first."""
+    if home not in (Path(USER_HOME).expanduser().absolute(), Path(SYSTEM_HOME)):
+        return []
+    text, written = PATH_TEXT.format(folder=home / "agent" / "current"), []
+    for folder in client_folders(home):
+        target, fresh = folder / PATH_FILE, folder / f".{PATH_FILE}.{os.getpid()}"
+        try:
+            if not target.is_file() or target.read_text(encoding="utf-8", errors="replace") != text:
+                folder.mkdir(parents=True, exist_ok=True)
+                fresh.write_text(text, encoding="utf-8")
+                os.replace(fresh, target)
+        except OSError:
+            continue  # a site folder that cannot be written to is no reason to do without the agent
+        written.append(str(target))
+    return written
+
+
+def client_folders(home: Path) -> list[Path]:
+    """The site folders of the Pythons here: the user's own, or the system's where the agent is the system's."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    found = []
+    for python in pythons():
+        try:
+            done = subprocess.run([python, "-c", ASK], stdin=subprocess.DEVNULL, capture_output=True, timeout=30, cwd="/", env=clean, check=True)
+            fit, users, systems = json.loads(done.stdout)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            continue  # whatever it is, it is no Python that works
+        folder = systems if home == Path(SYSTEM_HOME) else users
+        if fit and folder and Path(folder) not in found:
+            found.append(Path(folder))
+    return found
+
+
+def pythons() -> list[str]:
+    """The one that runs this, and those where a system has them."""
+    found = {os.path.realpath(sys.executable): sys.executable}
+    for folder in (Path("/usr/bin"), Path("/usr/local/bin")):
+        for path in sorted(folder.glob("python3*")):
+            if re.fullmatch(r"python3(\.[0-9]+)?", path.name):
+                found.setdefault(os.path.realpath(path), str(path))
+    return list(found.values())
+
+
+def tear_down(home: Path, *, dry_run: bool) -> dict[str, Any]:
+    """Leave nothing behind: services, the agent's process, .pth files, the folder. ``dry_run``: only say what there is."""
+    units, paths, ours, others = unit_files(home), path_files(home), our_files(home), []
+    if home.is_dir():
+        others = [str(path) for path in sorted(home.iterdir()) if path not in ours]
+    reply = {
+        "home": str(home),
+        "dry_run": dry_run,
+        "removed": [str(path) for path in (*units, *paths, *([home] if not others and home.is_dir() else ours))],
+        "kept": others,
+    }
+    if dry_run:
+        return reply
+    remove_units(units)
+    stop_agent(home)
+    for path in paths:
+        path.unlink()
+        for folder in (path.parent, path.parent.parent):  # made by us if nothing else is there
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    # The launcher goes first: nobody starts the agent anew while the rest is removed.
+    for path in sorted(our_files(home), key=lambda one: one.name != "bin"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    with contextlib.suppress(OSError):
+        home.rmdir()
+    return reply
+
+
+def our_files(home: Path) -> list[Path]:
+    return [path for path in sorted(home.iterdir()) if path.name in OURS or OURS_TOO.fullmatch(path.name)] if home.is_dir() else []
+
+
+def path_files(home: Path) -> list[Path]:
+    """Those that name this agent, of Pythons that are gone too."""
+    line = str(home / "agent" / "current")
+    found = {folder / PATH_FILE for folder in client_folders(home)} | set(Path("~/.local/lib").expanduser().glob(f"python3.*/site-packages/{PATH_FILE}"))
+    return sorted(path for path in found if path.is_file() and line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+
+
+def unit_files(home: Path) -> list[Path]:
+    """systemd's, if they are of this agent."""
+    line = f"EDGE_AGENT_HOME={home}"
+    folders = (Path("~/.config/systemd/user").expanduser(), Path("/etc/systemd/system"))
+    found = [folder / f"edge-agent.{kind}" for folder in folders for kind in ("socket", "service")]
+    return [path for path in found if path.is_file() and line in path.read_text(encoding="utf-8", errors="replace")]
+
+
+def remove_units(units: list[Path]) -> None:
+    """Stop and disable them first; a systemd that does not answer has none of them running."""
+    for path in units:
+        systemctl = ["systemctl", *(["--user"] if path.parent.name == "user" else [])]
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": 60, "check": False}
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([*systemctl, "disable", "--now", path.name], **quiet)
+        path.unlink()
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            subprocess.run([*systemctl, "daemon-reload"], **quiet)
+
+
+def stop_agent(home: Path) -> None:
+    """The process that holds the agent's lock: asked to end, and killed if it does not."""
+    for number, patience_s in ((signal.SIGTERM, 30), (signal.SIGKILL, 5)):
+        deadline = time.monotonic() + patience_s
+        pid = holder(home)
+        if pid is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        while holder(home) is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def holder(home: Path) -> int | None:
+    """Who holds the lock; a lock file alone holds nothing."""
+    try:
+        with (home / "agent.lock").open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return None
+            except BlockingIOError:
+                return int(stream.read(20))
+    except (OSError, ValueError):
+        return None
 
 
 def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Where things lie on a device, and how each process of the agent finds them.
 
-    home = resolve()                          # EDGE_AGENT_HOME, else ~/.local/share/edge-agent
+    home = resolve()                          # EDGE_AGENT_HOME, else where this code lies, else ~/.local/share/edge-agent
     subprocess.Popen(**child("worker", "ocr", home=home))
     use_runtime(home)                         # before the first import of numpy or onnxruntime
 
@@ -27,7 +27,10 @@ LONGEST_SOCKET_PATH = 100
 
 def resolve() -> Path:
     """The agent's folder, absolute. It need not exist."""
-    return Path(os.path.abspath(os.path.expanduser(os.environ.get("EDGE_AGENT_HOME") or "~/.local/share/edge-agent")))
+    named, code = os.environ.get("EDGE_AGENT_HOME"), code_folder()
+    if not named and code.parent.name == "agent" and re.fullmatch("[0-9a-f]{16}", code.name):
+        return code.parent.parent  # a program that found us by a .pth file asks the agent that put it there
+    return Path(os.path.abspath(os.path.expanduser(named or "~/.local/share/edge-agent")))
 
 
 def socket_path(home: Path) -> Path:
@@ -67,6 +70,16 @@ def use_runtime(home: Path) -> None:
     folder = home / "runtime" / runtime_tag()
     if (own is None or version_of(own) < OLDEST_ONNXRUNTIME) and folder.is_dir() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+def use_numpy() -> None:
+    """A program on a bare device: only the agent's store has numpy. What the program has of its own comes first. Raises ImportError."""
+    if "numpy" in sys.modules or importlib.util.find_spec("numpy") is not None:
+        return
+    folder = resolve() / "runtime" / runtime_tag()
+    if not folder.is_dir():
+        raise ImportError(f"edge_agent needs numpy, and the agent brought none for this Python ({runtime_tag()}): install it, or use the agent's python3")
+    sys.path.append(str(folder))
 
 
 def installed_onnxruntime() -> str | None:

@@ -128,7 +128,10 @@ def _imported(folder: str) -> Dict[str, Any]:
     nothing: Dict[str, Any] = {"onnxruntime": None, "numpy": None}
     try:
         argv = [sys.executable, "-c", _IMPORTS, folder]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_IMPORT_S, check=False)
+        environment = dict(os.environ, ORT_DISABLE_TELEMETRY="1")  # else onnxruntime ≥ 1.32 leaves a file about this user in his home
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=_IMPORT_S, check=False, env=environment
+        )
         found = json.loads(done.stdout.decode().strip().splitlines()[-1])
         return {"onnxruntime": found["onnxruntime"], "numpy": found["numpy"]}
     except (OSError, ValueError, IndexError, KeyError, TypeError, subprocess.SubprocessError):

@@ -69,6 +69,12 @@ def _logs(reply: Any) -> list[str]:
     return list(reply["lines"])
 
 
+def _teardown(reply: Any) -> list[str]:
+    kept = [f"kept, since it is not the agent's: {path}" for path in reply["kept"]]
+    word = "would be removed" if reply["dry_run"] else "removed"
+    return [*[f"{word}: {path}" for path in reply["removed"]], *kept] or ["there is nothing to remove"]
+
+
 def _plain(reply: Any) -> list[str]:
     return [f"{key}: {value if isinstance(value, str) else json.dumps(value)}" for key, value in reply.items()]
 
@@ -86,4 +92,11 @@ def _bytes(count: float) -> str:
     return f"{count:.3g} GB"
 
 
-_RENDERINGS: dict[str, Callable[[Any], list[str]]] = {"status": _status, "report": _report, "infer": _infer, "bench": _bench, "logs": _logs}
+_RENDERINGS: dict[str, Callable[[Any], list[str]]] = {
+    "status": _status,
+    "report": _report,
+    "infer": _infer,
+    "bench": _bench,
+    "logs": _logs,
+    "teardown": _teardown,
+}

@@ -115,6 +115,34 @@ def stop(home: Path) -> dict[str, Any]:
     raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
 
 
+def client_path(*, as_json: bool) -> Any:
+    """What a virtual environment's .pth file has to name, so that its programs find the client."""
+    folder = homes.code_folder()
+    current = folder.with_name("current")  # stays when the agent is replaced
+    path = str(current if current.is_symlink() else folder)
+    return {"path": path} if as_json else f"{path}\n".encode()
+
+
+def teardown(home: Path, *, yes: bool, dry_run: bool) -> dict[str, Any]:
+    """Everything that was put on this device is removed, this program too."""
+    from edge_agent import bootstrap
+
+    found = bootstrap.tear_down(home, dry_run=True)
+    if dry_run or not found["removed"]:
+        return found
+    if not yes:
+        if not sys.stdin.isatty():
+            raise Failure(f"this would remove {', '.join(found['removed'])}", "say --yes if that is meant")
+        sys.stderr.write("".join(f"  {path}\n" for path in found["removed"]) + "Stop the agent and remove all this? [y/N] ")
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise Failure("nothing was removed")
+    try:
+        return bootstrap.tear_down(home, dry_run=False)
+    except OSError as error:
+        raise Failure(f"{error.filename or home} cannot be removed: {error.strerror}", "may this user write there?") from error
+
+
 def get(home: Path, target: str) -> Any:
     return _ask(home, "GET", target)
 

@@ -45,6 +45,7 @@ from edgesdk.replies import (
     Removed,
     Report,
     Status,
+    TornDown,
     Trusted,
     framed,
     parse,
@@ -269,6 +270,10 @@ class Device:
 
     def remove(self, name: str) -> Removed:
         return self._reply(Removed, "remove", name)
+
+    def tear_down(self, *, dry_run: bool = False) -> TornDown:
+        """Stop the agent and remove all that was put there. Needs no agent that works."""
+        return parse(TornDown, self.bootstrap("teardown", *(["--dry-run"] if dry_run else [])), self.host)
 
     def infer(self, name: str, feeds: Mapping[str, NDArray[Any]] | None = None) -> Answer:
         """Ask a model; without ``feeds``, its first golden input, and the answer says whether it agrees."""

@@ -309,6 +309,15 @@ class Removed(Reply):
     freed_bytes: Count = 0
 
 
+class TornDown(Reply):
+    """What a teardown removed, or would; and what it left since it is not the agent's."""
+
+    home: Text
+    dry_run: bool
+    removed: tuple[Text, ...] = ()
+    kept: tuple[Text, ...] = ()
+
+
 class Logs(Reply):
     lines: tuple[Text, ...]
 

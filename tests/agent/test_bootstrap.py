@@ -71,10 +71,10 @@ def test_a_newer_agent_takes_over_and_the_one_before_stays(tmp_path: Path) -> No
 
 def test_the_agent_runs_under_the_python_that_is_there_now(tmp_path: Path) -> None:
     install(tmp_path, {"__main__.py": b"import sys; print(sys.executable)"})
-    assert ask(tmp_path, "launcher") == {"changed": False}
+    assert ask(tmp_path, "launcher")["changed"] is False
     launcher = tmp_path / "bin" / "edge-agent"
     launcher.write_text(launcher.read_text().replace(sys.executable, "/gone/python"))
-    assert ask(tmp_path, "launcher") == {"changed": True}
+    assert ask(tmp_path, "launcher")["changed"] is True
     assert subprocess.run([launcher], capture_output=True, text=True, check=True).stdout == f"{sys.executable}\n"
 
 
@@ -156,3 +156,68 @@ def test_a_second_set_up_waits_and_then_names_the_first(tmp_path: Path, monkeypa
         raise AssertionError
     with bootstrap.locked(tmp_path / "lock"):
         pass
+
+
+def ask_at_home(folder: Path, *verb: str, stdin: bytes = b"") -> dict[str, Any]:
+    """The same for a user whose home is ``folder``, and whose agent lies where it usually does."""
+    environment = {"HOME": str(folder), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-I", "-c", SOURCE, *verb], input=stdin, capture_output=True, check=True, env=environment, timeout=120)
+    reply: dict[str, Any] = json.loads(done.stdout.decode().removeprefix(bootstrap.FRAME))
+    return reply
+
+
+def everything_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_every_python_finds_the_client_and_a_teardown_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".local" / "bin").mkdir(parents=True)
+    before = everything_below(tmp_path)
+    data = archive({"__main__.py": b"", "edge_agent/__init__.py": b"where = __file__"})
+    ask_at_home(tmp_path, "receive", digest_of(data), str(len(data)), "0", stdin=data)
+    reply = ask_at_home(tmp_path, "agent", digest_of(data))
+    home = tmp_path / ".local" / "share" / "edge-agent"
+    assert reply["clients"] == [str(path) for path in sorted(tmp_path.glob(".local/lib/python3.*/site-packages/edge-agent.pth"))]
+    for python in bootstrap.pythons():
+        environment = {"HOME": str(tmp_path)}
+        about = json.loads(subprocess.run([python, "-c", bootstrap.ASK], capture_output=True, check=True, env=environment).stdout)
+        if about[0] and about[1]:
+            done = subprocess.run([python, "-c", "import edge_agent; print(edge_agent.where)"], capture_output=True, text=True, check=True, env=environment)
+            assert done.stdout.startswith(f"{home}/agent/current/")
+    (home / "bin" / "edge-agent").unlink()
+    assert ask_at_home(tmp_path, "launcher")["clients"] == reply["clients"]
+
+    planned = ask_at_home(tmp_path, "teardown", "--dry-run")
+    assert planned["removed"] == [*reply["clients"], str(home)]
+    assert home.is_dir()
+    assert ask_at_home(tmp_path, "teardown") == {**planned, "dry_run": False}
+    assert set(everything_below(tmp_path)) - set(before) <= {".local/share", ".local/lib"}
+    assert ask_at_home(tmp_path, "teardown")["removed"] == []
+
+
+def test_an_agent_of_another_folder_is_not_shown_to_every_python(tmp_path: Path) -> None:
+    assert install(tmp_path / "second", {"edge_agent/__init__.py": b""})["clients"] == []
+
+
+def test_a_teardown_leaves_what_is_not_the_agents(tmp_path: Path) -> None:
+    install(tmp_path, {"edge_agent/__init__.py": b""})
+    (tmp_path / "notes.txt").write_text("mine")
+    reply = ask(tmp_path, "teardown")
+    assert reply["kept"] == [str(tmp_path / "notes.txt")]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert str(tmp_path) not in reply["removed"]
+
+
+@pytest.mark.e2e
+def test_a_teardown_ends_the_agent(tmp_path: Path) -> None:
+    install(tmp_path / "home", {"edge_agent/__init__.py": b""})
+    process = subprocess.Popen([sys.executable, "-m", "edge_agent", "serve"], env={**os.environ, "EDGE_AGENT_HOME": str(tmp_path / "home")})
+    try:
+        while bootstrap.holder(tmp_path / "home") is None:
+            assert process.poll() is None
+        ask(tmp_path / "home", "teardown")
+        assert process.wait(20) == 0
+        assert not (tmp_path / "home").exists()
+    finally:
+        process.kill()
+        process.wait()

@@ -1,11 +1,11 @@
-"""The verbs about devices: setup, deploy, status, infer, bench, report, rollback, logs, remove."""
+"""The verbs about devices: setup, deploy, status, infer, bench, report, rollback, logs, remove, teardown."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesdk.cli.output import AsJson, bytes_text, fail, progress, show, table
+from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, show, table
 
 if TYPE_CHECKING:
     from edgesdk.device import Deployment
@@ -18,7 +18,7 @@ PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (setup, deploy, status, infer, bench, report, rollback, logs, remove):
+    for verb in (setup, deploy, status, infer, bench, report, rollback, logs, remove, teardown):
         app.command()(verb)
 
 
@@ -174,6 +174,27 @@ def remove(host: Host, name: Name, *, as_json: AsJson = False) -> None:
     with device.connect(host) as opened:
         done = opened.remove(name)
     show(done.to_dict(), f"{host}: {done.removed} is gone, {bytes_text(done.freed_bytes)} freed", as_json=as_json)
+
+
+def teardown(
+    host: Host,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="without asking")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what there is to remove")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Leave nothing behind on a device: agent, models, runtime, services, and what lets programs find the client."""
+    from edgesdk import device
+
+    with device.connect(host) as opened:
+        found = opened.tear_down(dry_run=True)
+        if found.removed and not dry_run:
+            if not yes:
+                confirm(f"stop the agent of {host}, and remove {', '.join(found.removed)}?", otherwise="say --yes if that is meant")
+            found = opened.tear_down()
+    word = "would be removed" if found.dry_run else "removed"
+    lines = [f"{host}: {word}: {path}" for path in found.removed] or [f"{host}: there is nothing to remove"]
+    show(found.to_dict(), "\n".join([*lines, *(f"{host}: kept, since it is not the agent's: {path}" for path in found.kept)]), as_json=as_json)
 
 
 def _deployed(one: "Deployment") -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgesdk.errors import EdgeSDKError
 from edgesdk.progress import Progress, silent
 
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
@@ -31,6 +32,15 @@ def fail(message: str, hint: str) -> None:
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:
         say(f"  try: {hint}")
+
+
+def confirm(question: str, *, otherwise: str) -> None:
+    """Go on only if a person says so. Where nobody can be asked it is an error with that hint."""
+    if not sys.stdin.isatty():
+        raise EdgeSDKError(f"nobody is here to be asked: {question}", otherwise)
+    if not typer.confirm(question, err=True):
+        say("nothing was done")
+        raise typer.Exit(1)
 
 
 def table(rows: Sequence[Sequence[object]], *, head: Sequence[str]) -> str:

@@ -1,0 +1,58 @@
+"""A bare Debian as a device: python3 and sshd, no pip, no numpy, no way out. Root's, since it gets namespaces of its own.
+
+with bare_device("b") as device:
+    device.ssh("python3 -V")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).with_name("testbed") / "ssh-device"
+
+needs_bare = [
+    pytest.mark.bare,
+    pytest.mark.e2e,
+    pytest.mark.timeout(900),  # the first one on a machine installs a Debian
+    pytest.mark.skipif(os.getuid() != 0 or not shutil.which("mmdebstrap"), reason="needs root and mmdebstrap: make test BARE=1"),
+    pytest.mark.skipif(os.uname().machine != "x86_64", reason="the bundles are for x86-cpu"),
+]
+
+
+@dataclass(frozen=True)
+class BareDevice:
+    name: str
+    config: Path
+    state: str
+
+    def ssh(self, command: str, *, user: str = "", check: bool = True) -> str:
+        """What a command says, on both streams."""
+        argv = ["ssh", "-F", self.config, *(["-l", user] if user else []), self.name, command]
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, timeout=120)
+        assert not check or done.returncode == 0, done.stdout
+        return done.stdout
+
+    def reboot(self) -> None:
+        """As if the plug were pulled."""
+        subprocess.run([TOOL, "reboot", self.name], check=True, env={**os.environ, "EDGE_TESTBED_STATE": self.state}, stdout=subprocess.DEVNULL, timeout=120)
+
+
+@contextmanager
+def bare_device(name: str, *options: str) -> Iterator[BareDevice]:
+    with tempfile.TemporaryDirectory(prefix="bare-", ignore_cleanup_errors=True) as state:
+        environment = {**os.environ, "EDGE_TESTBED_STATE": state}
+        started = subprocess.run([TOOL, "start", name, "--bare", "--json", *options], check=True, env=environment, stdout=subprocess.PIPE, timeout=800)
+        try:
+            yield BareDevice(name, Path(json.loads(started.stdout)["config"]), state)
+        finally:
+            subprocess.run([TOOL, "stop", name], check=True, env=environment, timeout=120)
