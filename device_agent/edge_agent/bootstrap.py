@@ -51,7 +51,23 @@ fit = sys.version_info >= (3, 9) and sys.prefix == sys.base_prefix
 print(json.dumps([fit, site.getusersitepackages() if site.ENABLE_USER_SITE else None, site.getsitepackages()[0]]))"""
 
 # All that the agent and its set-up put into its folder. What else lies there is somebody's, and stays.
-OURS = ("active", "agent", "bin", "blobs", "cache", "config.json", "deployments", "incoming", "latency", "previous", "races", "runtime", "secrets", "setup")
+OURS = (
+    "active",
+    "agent",
+    "bin",
+    "blobs",
+    "cache",
+    "config.json",
+    "deployments",
+    "incoming",
+    "latency",
+    "previous",
+    "races",
+    "runtime",
+    "secrets",
+    "setup",
+    "trust",
+)
 OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config)\..*")
 
 LAUNCH = """\
