@@ -8,17 +8,17 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from edge_agent import facts, inference, page
+from edge_agent import facts, inference, page, ring
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor
-from edge_agent.child import WorkerUnavailable
 from edge_agent.config import ConfigError
 from edge_agent.deployments import Busy, UnknownJob
 from edge_agent.inference import NAME, Handler, document_of
@@ -26,12 +26,14 @@ from edge_agent.latency import Histogram
 from edge_agent.models import UnknownModel
 from edge_agent.races import UnknownRace
 from edge_agent.server import Request, Response, error_response, json_response
+from edge_agent.workers import WorkerUnavailable, descriptors_of
 
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
 
 _MAX_BLOB_BYTES = 64 << 30
 _LONGEST_WAIT_S = 30
+_HAND_OVER_S = 5
 _RACE = "(?:/races/([0-9a-f]{16}))?"
 
 
@@ -148,6 +150,33 @@ def _report(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response
     return json_response({"models": agent.models.report(groups[0] or None, histograms=bool(_number(request, "histograms"))), "device": facts.read()})
 
 
+def _ring(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    """Shared memory: a memfd and a bell come over the connection, and go on to the worker."""
+    agent.models.get(groups[0])
+    if request.headers.get("upgrade") != ring.PROTOCOL or request.size:
+        raise HttpError(426, f"the connection is to be upgraded to {ring.PROTOCOL}, without a body", headers={"Upgrade": ring.PROTOCOL})
+    return Response(101, headers={"Upgrade": ring.PROTOCOL}, hand_over=lambda sock: _adopt(agent, groups[0], sock))
+
+
+def _adopt(agent: Agent, name: str, sock: socket.socket) -> None:
+    sock.settimeout(_HAND_OVER_S)
+    told = {"status": 200, "error": "", "hint": ""}
+    try:
+        region, bell = descriptors_of(sock)
+        try:
+            agent.models.adopt(name, region, bell)
+        finally:
+            os.close(region)
+            os.close(bell)
+    except ring.NotARegion as error:
+        told = {"status": 400, "error": str(error), "hint": "pass a memfd sealed with F_SEAL_SHRINK, and a SOCK_SEQPACKET socket"}
+    except UnknownModel as error:
+        told = {"status": 404, "error": str(error), "hint": error.hint}
+    except WorkerUnavailable as error:
+        told = {"status": 503, "error": str(error), "hint": error.hint}
+    sock.sendall(json.dumps(told).encode())
+
+
 def _counts(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     document = document_of(request)
     try:
@@ -228,6 +257,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
         ("POST", f"/edge/models/{NAME}/rollback", _rollback),
         ("DELETE", f"/edge/models/{NAME}", _remove),
+        ("POST", f"/edge/models/{NAME}/ring", _ring),
         ("POST", f"/edge/models/{NAME}/counts", _counts),
         ("GET", f"/edge/models/{NAME}/golden", _golden),
         ("GET", f"/edge/models/{NAME}/bundle", _bundle),

@@ -41,6 +41,10 @@ class Limits:
     bytes_a_second: int = 64 << 10  # a transfer that is slower, over idle_s and more, is cut off
     named_regions: int = 64  # of shared memory that one user may register
     named_region_bytes: int = 1 << 30  # of the files of all of them together
+    waiting: int = 64  # requests by HTTP that wait for one model
+    callers: int = 64  # programs that share memory with one model
+    shared_bytes: int = 256 << 20  # of one of them
+    all_shared_bytes: int = 1 << 30  # of all that share with one model
 
 
 @dataclass(frozen=True)

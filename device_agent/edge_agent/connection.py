@@ -102,6 +102,19 @@ class Connection:
             except _Unanswered as error:
                 raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
 
+    def handed_over(self, target: str, protocol: str) -> socket.socket:
+        """A connection of its own, on which the agent speaks that protocol from now on. Raises ClientError."""
+        with self._lock:
+            self.close()
+            try:
+                reply = self._exchange("POST", target, (), 0, None, headers=[("Connection", "Upgrade"), ("Upgrade", protocol)])
+            except _Unanswered as error:
+                raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
+            sock, self._socket = self._socket, None
+            if reply.status != 101 or sock is None:
+                raise ClientError(f"the agent answered with status {reply.status}, where it should speak {protocol}", "update the agent")
+            return sock
+
     def upload(self, method: str, target: str, size: int, chunks: Iterable[Bytes]) -> Reply:
         """Send ``size`` bytes as they come. If there are fewer, the agent keeps what came, and its answer says so."""
         with self._lock:
@@ -111,9 +124,19 @@ class Connection:
             except _Unanswered as error:
                 raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
 
-    def _exchange(self, method: str, target: str, buffers: Iterable[Bytes], size: int, header_bytes: int | None, *, half_close: bool = False) -> Reply:
+    def _exchange(
+        self,
+        method: str,
+        target: str,
+        buffers: Iterable[Bytes],
+        size: int,
+        header_bytes: int | None,
+        *,
+        half_close: bool = False,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> Reply:
         parser = h11.Connection(h11.CLIENT)
-        headers = [*self._headers, ("Content-Length", str(size))]
+        headers = [*self._headers, *headers, ("Content-Length", str(size))]
         if header_bytes is not None:
             headers.append(("Inference-Header-Content-Length", str(header_bytes)))
         head = parser.send(h11.Request(method=method, target=target, headers=headers)) or b""
@@ -205,7 +228,7 @@ def _receive(sock: socket.socket, parser: Any) -> tuple[Reply, bool]:
     begun = False
     while True:
         event = parser.next_event()
-        if isinstance(event, h11.Response):
+        if isinstance(event, h11.Response) or (isinstance(event, h11.InformationalResponse) and event.status_code == 101):
             break
         if event is h11.NEED_DATA:
             data = sock.recv(_READ_BYTES)

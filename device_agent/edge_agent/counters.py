@@ -68,6 +68,18 @@ class Counters:
             self.errors += errors
             self._touch()
 
+    def add_counts(self, counts: dict[str, Any]) -> None:
+        """What a worker answered without the supervisor: some of the histograms, by name. Raises ValueError."""
+        with self.lock:
+            for name, document in counts.items():
+                histogram = Histogram.from_dict(document)
+                if name == "failed":
+                    self.failed_total.merge(histogram)
+                    self.errors += histogram.count
+                else:
+                    (self.total if name == "total" else self.phases[name]).merge(histogram)
+            self._touch()
+
     def merge(self, other: Counters) -> None:
         """Add what was counted elsewhere: in another process, or on another device."""
         with self.lock:
@@ -125,7 +137,8 @@ class Ledger:
             known = self._known(name)
             found = next((counters for counters in known if counters.digest == digest), None) or Counters(digest, release, now())
             found.release = release
-            others = [counters for counters in known if counters.digest != digest and counters.used]
+            # The last one runs still: its worker may have answered what it has not told yet.
+            others = [counters for counters in known if counters.digest != digest and (counters.used or counters is known[-1])]
             self._models[name] = [*others[-(_VERSIONS_KEPT - 1) :], found]
             return found
 

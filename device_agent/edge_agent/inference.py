@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from edge_agent import __version__, metrics
 from edge_agent.bodies import HttpError
-from edge_agent.child import WorkerUnavailable
 from edge_agent.counters import Counters
 from edge_agent.latency import Histogram
 from edge_agent.regions import fill
 from edge_agent.server import Request, Response, error_response, json_response
+from edge_agent.workers import WorkerUnavailable
 
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
@@ -44,7 +44,7 @@ def infer(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     filled = fill(agent.regions, lambda: _user(request), body, None if header is None else int(header), request.take, limit)
     answer = agent.models.infer(name, filled.header_bytes, filled.body)
     if answer.status != 200:
-        return error_response(answer.status, answer.error)
+        return error_response(answer.status, answer.body.decode())
     buffers, header_bytes = filled.deliver(answer.body, answer.header_bytes)
     return Response(200, buffers, header_bytes, timing_ns=answer.phases)
 

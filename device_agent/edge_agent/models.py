@@ -1,6 +1,6 @@
 """The models that answer now: which worker a request goes to, and what is counted about it.
 
-    models = Models(home, store, journal)
+    models = Models(home, store, journal, limits)
     models.boot()                              # what was active when the agent ended
     models.infer("ocr", header_bytes, body)
     models.route("ocr", model)                 # requests go to this one from now on
@@ -15,17 +15,18 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
-from edge_agent.child import Worker, WorkerUnavailable
+from edge_agent.config import Limits
 from edge_agent.counters import Counters, Ledger
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
 from edge_agent.store import Deployment, Store
+from edge_agent.workers import Answered, Worker, WorkerUnavailable
 from edge_agent.zygote import Zygote
 
 
@@ -47,22 +48,11 @@ class Active:
     counters: Counters
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A worker's answer, as HTTP has it."""
-
-    status: int
-    header_bytes: int | None
-    body: bytearray
-    error: str = ""
-    phases: dict[str, int] = field(default_factory=dict)
-
-
 class Models:
     """Every active model, by name. Any thread may ask."""
 
-    def __init__(self, home: Path, store: Store, journal: Journal) -> None:
-        self._home, self._store, self._journal = home, store, journal
+    def __init__(self, home: Path, store: Store, journal: Journal, limits: Limits) -> None:
+        self._home, self._store, self._journal, self._limits = home, store, journal, limits
         self._ledger = Ledger(home / "latency")
         self._zygote = Zygote(home)
         self._lock = threading.Lock()
@@ -91,15 +81,17 @@ class Models:
     def prepare(self, deployment: Deployment) -> Active:
         """A worker for it, not started yet; its counters go on where those of the same digest ended."""
         name = deployment.name
+        counters = self._ledger.of(name, deployment.digest, deployment.release)
         worker = Worker(
             name,
             deployment.folder,
             self._zygote,
+            self._limits,
             check=lambda: self._store.verify_deployment(deployment.folder),
             died=lambda cause: self._journal.append("worker died", name=name, digest=deployment.digest, cause=cause),
             damaged=lambda error: self.damaged(name, error),
+            counted=counters.add_counts,
         )
-        counters = self._ledger.of(name, deployment.digest, deployment.release)
         return Active(deployment, deployment.description.profile, worker, counters)
 
     def route(self, name: str, model: Active) -> Active | None:
@@ -144,13 +136,13 @@ class Models:
         model = self.find(name)
         return model is not None and model.worker.ready is not None
 
-    def infer(self, name: str, header_bytes: int | None, body: bytearray) -> Answer:
+    def infer(self, name: str, header_bytes: int | None, body: bytearray) -> Answered:
         """Ask its worker. Raises UnknownModel or WorkerUnavailable."""
         begin = time.perf_counter_ns()
         model = self.get(name)
         while True:
             try:
-                head, answer, waited = model.worker.ask({"header_bytes": header_bytes}, body)
+                answer = model.worker.ask(header_bytes, body)
                 break
             except WorkerUnavailable:
                 now_active = self.get(name)
@@ -158,12 +150,23 @@ class Models:
                     model.counters.failed(time.perf_counter_ns() - begin)
                     raise
                 model = now_active  # it was replaced while this request waited for its turn
-        if head["status"] != 200:
+        if answer.status != 200:
             model.counters.failed(time.perf_counter_ns() - begin)
-            return Answer(head["status"], None, answer, head["error"])
-        phases = {"queue": waited, **head["phases"]}
-        model.counters.answered(time.perf_counter_ns() - begin, phases)
-        return Answer(200, head["header_bytes"], answer, phases=phases)
+        else:
+            model.counters.answered(time.perf_counter_ns() - begin, answer.phases)
+        return answer
+
+    def adopt(self, name: str, region: int, bell: int) -> None:
+        """Let a program ask its worker directly. Raises UnknownModel, WorkerUnavailable or NotARegion."""
+        model = self.get(name)
+        while True:
+            try:
+                return model.worker.adopt(region, bell)
+            except WorkerUnavailable:
+                now_active = self.get(name)
+                if now_active is model:
+                    raise
+                model = now_active
 
     def count(self, name: str, digest: str, run: Histogram, errors: int) -> bool:
         """What a program ran in its own process; whether that version is known. Raises UnknownModel."""
@@ -174,22 +177,26 @@ class Models:
         return False
 
     def status(self) -> list[dict[str, Any]]:
+        self._refresh()
         return [self._status(name) for name in self.names()]
 
     def versions(self, name: str) -> list[Counters]:
         """What was counted of each version, the active one last. Raises UnknownModel."""
         active = self.get(name).counters
+        self._refresh(name)
         return [*(counters for counters in self._ledger.versions(name) if counters is not active), active]
 
     def report(self, name: str | None = None, *, histograms: bool = False) -> list[dict[str, Any]]:
         """Latency by model. ``histograms``: with every version's counters. Raises UnknownModel."""
         names = [name] if name is not None else [known for known in self.names() if self.find(known)]
+        self._refresh(*names)
         reports = [_report(known, self.get(known)) for known in names]
         if histograms:
             return [{**report, "versions": [counters.to_dict() for counters in self.versions(report["name"])]} for report in reports]
         return reports
 
     def save(self) -> None:
+        self._refresh()
         self._ledger.save()
 
     def stop(self) -> None:
@@ -208,6 +215,13 @@ class Models:
         with self._lock:
             models = list(self._active.values())
         return next((model.worker.ready for model in models if model.worker.ready), {})
+
+    def _refresh(self, *names: str) -> None:
+        """Hear from the workers what they answered without us."""
+        for name in names or self.names():
+            model = self.find(name)
+            if model is not None:
+                model.worker.refresh()
 
     def _status(self, name: str) -> dict[str, Any]:
         model = self.find(name)

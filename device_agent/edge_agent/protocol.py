@@ -86,7 +86,7 @@ def encode_request(feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> t
     """The JSON head and the binary tensors behind it. Raises ProtocolError for arrays that the protocol cannot carry."""
     entries, buffers = [], []
     for name, array in feeds.items():
-        entry, buffer = _binary_tensor(name, array)
+        entry, buffer = binary_tensor(name, array)
         entries.append(entry)
         buffers.append(buffer)
     document: dict[str, Any] = {"inputs": entries, "parameters": {"binary_data_output": True}}
@@ -115,7 +115,7 @@ def encode_response(model: str, version: str, outputs: Mapping[str, Array], requ
     entries, buffers = [], []
     for name, array in outputs.items():
         if request.outputs.get(name, request.binary):
-            entry, buffer = _binary_tensor(name, array)
+            entry, buffer = binary_tensor(name, array)
             buffers.append(buffer)
         else:
             entry = _json_tensor(name, array)
@@ -191,7 +191,7 @@ def _decode_tensors(document: dict[str, Any], key: str, binary: memoryview) -> d
     tensors: dict[str, Array] = {}
     offset = 0
     for entry in entries:
-        name, datatype, shape = _header(entry, key, tensors)
+        name, datatype, shape = header_of(entry, key, tensors)
         size = _parameters(entry, f"`{name}`").get("binary_data_size")
         if size is None:
             tensors[name] = _from_json(name, datatype, shape, entry.get("data"))
@@ -200,14 +200,14 @@ def _decode_tensors(document: dict[str, Any], key: str, binary: memoryview) -> d
             raise ProtocolError(f"`{name}`: binary_data_size is {str(size)[:40]}, {len(binary) - offset} bytes are left in the body")
         if "data" in entry:
             raise ProtocolError(f"`{name}` has both data and binary_data_size")
-        tensors[name] = _from_binary(name, datatype, shape, binary[offset : offset + size])
+        tensors[name] = from_binary(name, datatype, shape, binary[offset : offset + size])
         offset += size
     if offset != len(binary):
         raise ProtocolError(f"the body has {len(binary) - offset} bytes that belong to no tensor: is binary_data_size given for each?")
     return tensors
 
 
-def _header(entry: Any, key: str, seen: Mapping[str, Array]) -> tuple[str, str, tuple[int, ...]]:
+def header_of(entry: Any, key: str, seen: Mapping[str, Array]) -> tuple[str, str, tuple[int, ...]]:
     """Name, datatype and shape of one tensor."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ProtocolError(f"each of `{key}` is an object with a name")
@@ -224,7 +224,7 @@ def _header(entry: Any, key: str, seen: Mapping[str, Array]) -> tuple[str, str, 
     return name, datatype, tuple(shape)
 
 
-def _from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
+def from_binary(name: str, datatype: str, shape: tuple[int, ...], data: memoryview) -> Array:
     if datatype == "BYTES":
         return _shaped(name, _object_array(_split_strings(name, data, math.prod(shape))), shape)
     dtype = np.dtype(DATATYPES[datatype]).newbyteorder("<")
@@ -349,7 +349,7 @@ def _flag(parameters: dict[str, Any], key: str, whose: str, *, default: bool = F
 # writing
 
 
-def _binary_tensor(name: str, array: Array) -> tuple[dict[str, Any], Bytes]:
+def binary_tensor(name: str, array: Array) -> tuple[dict[str, Any], Bytes]:
     datatype = datatype_of(array)
     buffer: Bytes
     if datatype == "BYTES":

@@ -167,7 +167,7 @@ class Filled:
     header_bytes: int | None
     places: dict[str, _Place]
 
-    def deliver(self, answer: bytearray, header_bytes: int | None) -> tuple[list[Bytes], int | None]:
+    def deliver(self, answer: Bytes, header_bytes: int | None) -> tuple[list[Bytes], int | None]:
         """Write what belongs into regions; what is left as the answer's body, and its header_bytes. Raises HttpError before anything is written."""
         if not self.places:
             return [answer], header_bytes

@@ -105,6 +105,7 @@ class Response:
     content_type: str = "application/json"
     timing_ns: dict[str, int] = field(default_factory=dict)  # phase -> nanoseconds, told as Server-Timing
     headers: dict[str, str] = field(default_factory=dict)
+    hand_over: Callable[[socket.socket], None] | None = None  # with status 101: who speaks another protocol on this connection
 
 
 RETRY = {"Retry-After": str(_RETRY_S)}
@@ -212,6 +213,10 @@ class Server:
             if request is not None:
                 request.free()
         keep = keep and not self._stopping
+        if response.hand_over is not None:
+            send_all(sock, [_switching(response)], deadline=self._pace.deadline(0))
+            response.hand_over(sock)
+            return False
         head = _head(response, keep=keep)
         body = () if request is not None and request.method == "HEAD" else response.body
         send_all(sock, [head, *body], deadline=self._pace.deadline(sum(memoryview(buffer).nbytes for buffer in body)))
@@ -321,6 +326,11 @@ def _head(response: Response, *, keep: bool) -> bytes:
     lines += [f"{name}: {value}" for name, value in response.headers.items()]
     if not keep:
         lines.append("Connection: close")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _switching(response: Response) -> bytes:
+    lines = ["HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", *(f"{name}: {value}" for name, value in response.headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 

@@ -59,7 +59,7 @@ class Agent:
         self.journal = Journal(home)
         self.history = History(self.journal.path)
         self.store = Store(home)
-        self.models = Models(home, self.store, self.journal)
+        self.models = Models(home, self.store, self.journal, self.config.limits)
         self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)
         self.models.damaged = self.deployments.recover
         self.races = Races(home, self.deployments)

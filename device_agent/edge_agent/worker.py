@@ -1,30 +1,21 @@
-"""One ONNX Runtime session, and the child processes that hold one: the worker that answers requests.
+"""One ONNX Runtime session: providers chosen, model opened, run, its errors translated.
 
-    session = open_session(folder, profile)          # the host too: this is how a device would run the model
-    session.run({"x": array})["y"]
-
-A worker reads framed requests from an inherited socket and answers them one after the other. It dies with its supervisor, and
-a model that crashes the runtime takes only its worker along.
+session = open_session(folder, profile)          # the host too: this is how a device would run the model
+session.run({"x": array})["y"]
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import signal
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent import frames, golden, protocol
-from edge_agent.bundle import BundleError, TensorInfo, parse_description
+from edge_agent.bundle import BundleError, TensorInfo
 from edge_agent.protocol import ProtocolError
 
 Array = NDArray[Any]
@@ -48,9 +39,6 @@ _DTYPES = {
     "string": "string",
 }
 _QUIET = 3  # onnxruntime's severity: errors only
-
-
-_MESSAGE_CHARACTERS = 1000  # of an error: it may quote the sender, and travels in a frame's bounded head
 
 
 class SessionError(Exception):
@@ -153,38 +141,9 @@ def conform(feeds: Mapping[str, Array], inputs: Sequence[TensorInfo]) -> None:
             raise ProtocolError(f"the input `{name}` is {info.dtype} {_shape(info.shape)}, {dtype} {_shape(array.shape)} came")
 
 
-def serve(name: str, folder: Path, descriptor: int) -> int:
-    """The worker: open the model, say so, answer until the supervisor closes its end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the supervisor decides
-    with socket.socket(fileno=descriptor) as sock:
-        try:
-            session, release = _opened(folder)
-        except (SessionError, BundleError) as error:
-            frames.send(sock, {"error": {"message": str(error), "hint": error.hint}})
-            return 1
-        try:
-            frames.send(sock, {"ready": {**_facts(session), "metadata": protocol.metadata(name, release, session.inputs, session.outputs)}})
-            while True:
-                head, body = frames.receive(sock)
-                reply, buffers = _answer(session, name, release, head, body)
-                frames.send(sock, reply, *buffers)
-        except (EOFError, OSError):
-            return 0
-
-
 def open_deployment(folder: Path) -> Session:
     """As it was activated. Raises SessionError or BundleError."""
     return open_session(folder, read_profile(folder, as_profile=_tried_as_another(folder)))
-
-
-def _opened(folder: Path) -> tuple[Session, str]:
-    """The session, its first run behind it: that one allocates, and is slow."""
-    description = parse_description((folder / "bundle.json").read_bytes())
-    session = open_deployment(folder)
-    session.run(golden.load(folder / "golden.npz", description)[0].feeds)
-    gc.collect()
-    gc.freeze()  # what is loaded stays: later collections do not walk it
-    return session, str(description.release)
 
 
 def read_profile(folder: Path, *, as_profile: bool) -> dict[str, Any]:
@@ -204,45 +163,6 @@ def _tried_as_another(folder: Path) -> bool:
         return bool(json.loads((folder / "deployment.json").read_bytes())["as_profile"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _facts(session: Session) -> dict[str, Any]:
-    import onnxruntime
-
-    return {
-        "provider": session.providers[0],
-        "nodes": session.nodes,
-        "threads": session.threads,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-        "pid": os.getpid(),
-    }
-
-
-def _answer(session: Session, name: str, release: str, head: dict[str, Any], body: bytearray) -> tuple[dict[str, Any], list[frames.Bytes]]:
-    """One request. The head of the reply has HTTP's status, and the nanoseconds of each phase."""
-    begin = time.perf_counter_ns()
-    try:
-        request = protocol.decode_request(body, head.get("header_bytes"))
-        conform(request.feeds, session.inputs)
-        offered = [output.name for output in session.outputs]
-        for wanted in request.outputs:
-            if wanted not in offered:
-                raise ProtocolError(f"the model's outputs are {_listed(offered)}; `{wanted[:80]}` is none of them")
-        decoded = time.perf_counter_ns()
-        outputs = session.run(request.feeds, list(request.outputs))
-        ran = time.perf_counter_ns()
-        encoded, buffers = protocol.encode_response(name, release, outputs, request)
-    except ProtocolError as error:
-        return {"status": error.status, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
-    except BadFeeds as error:
-        return {"status": 400, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
-    except SessionError as error:
-        return {"status": 500, "error": str(error)[:_MESSAGE_CHARACTERS]}, []
-    except MemoryError:
-        return {"status": 500, "error": "the device has too little memory for this request"}, []
-    phases = {"input": decoded - begin, "run": ran - decoded, "output": time.perf_counter_ns() - ran}
-    return {"status": 200, "header_bytes": len(encoded) if buffers else None, "phases": phases}, [encoded, *buffers]
 
 
 def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool) -> Any:

@@ -1,7 +1,7 @@
 """One process that has imported numpy and onnxruntime; workers are forked from it, ready at once and sharing its memory.
 
     zygote = Zygote(home)
-    worker = zygote.fork("ocr", folder, their_end)     # a Forked
+    worker = zygote.fork("ocr", folder, their_end, pulse)     # a Forked
     worker.wait(timeout_s=2)                           # its exit code, as subprocess has it
     zygote.close()
 
@@ -70,15 +70,15 @@ class Zygote:
         with self._lock:
             self._running()
 
-    def fork(self, name: str, folder: Path, sock: socket.socket) -> Forked:
-        """A worker that serves ``sock``; our copy of that stays ours to close. Raises OSError."""
+    def fork(self, name: str, folder: Path, sock: socket.socket, pulse: int) -> Forked:
+        """A worker that serves ``sock`` and shows in the memory ``pulse`` what it is at; our copies stay ours to close. Raises OSError."""
         with self._lock:
             for attempt in range(2):
                 zygote = self._running()
                 self._number += 1
                 made = self._forked[self._number] = Forked(self, self._number)
                 try:
-                    socket.send_fds(zygote, [json.dumps({"fork": self._number, "name": name, "folder": str(folder)}).encode()], [sock.fileno()])
+                    socket.send_fds(zygote, [json.dumps({"fork": self._number, "name": name, "folder": str(folder)}).encode()], [sock.fileno(), pulse])
                     return made
                 except OSError:  # it died a moment ago
                     self._lost(zygote)
@@ -163,7 +163,7 @@ def serve(home: Path, descriptor: int) -> int:
             if descriptor not in readable:
                 continue
             try:
-                message, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE_BYTES, 1)
+                message, descriptors, _, _ = socket.recv_fds(sock, _MESSAGE_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
             except OSError:
                 message = b""
             if not message:
@@ -174,8 +174,9 @@ def serve(home: Path, descriptor: int) -> int:
                     if number == asked["kill"]:
                         os.kill(process, signal.SIGKILL)
                 continue
-            process = _fork(home, asked["name"], Path(asked["folder"]), descriptors[0], ours=(descriptor, woken, wakes))
-            os.close(descriptors[0])
+            process = _fork(home, asked["name"], Path(asked["folder"]), descriptors, ours=(descriptor, woken, wakes))
+            for passed in descriptors:
+                os.close(passed)
             workers[process] = asked["fork"]
     for process in workers:
         os.kill(process, signal.SIGKILL)
@@ -188,7 +189,7 @@ def _preload(home: Path) -> None:
     with contextlib.suppress(ImportError):
         import onnxruntime  # noqa: F401
 
-        from edge_agent import worker  # noqa: F401
+        from edge_agent import serving  # noqa: F401
     gc.collect()
     gc.freeze()  # no collection writes to what is shared
 
@@ -203,7 +204,7 @@ def _reap(sock: socket.socket, workers: dict[int, int]) -> None:
                 sock.send(json.dumps({"ended": workers.pop(process), "code": code}).encode())
 
 
-def _fork(home: Path, name: str, folder: Path, descriptor: int, *, ours: tuple[int, ...]) -> int:
+def _fork(home: Path, name: str, folder: Path, descriptors: list[int], *, ours: tuple[int, ...]) -> int:
     if "onnxruntime" not in sys.modules:  # it may have been sent meanwhile
         _preload(home)
     parent = os.getpid()
@@ -219,9 +220,9 @@ def _fork(home: Path, name: str, folder: Path, descriptor: int, *, ours: tuple[i
         _end_with(parent)
         _write("/proc/self/comm", name)
         _write("/proc/self/oom_score_adj", str(_WORSE_THAN_US))
-        from edge_agent import worker
+        from edge_agent import serving
 
-        code = worker.serve(name, folder, descriptor)
+        code = serving.serve(name, folder, *descriptors)
     except BaseException:  # noqa: BLE001 - nothing may go back into the zygote's loop
         traceback.print_exc()
     finally:

@@ -62,7 +62,7 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
 
 def test_a_connection_that_was_closed_meanwhile_is_opened_again(fake: Fake) -> None:
     fake.plays([http(METADATA)], [http(ANSWER)])
-    with connect("toy", home=fake.home) as model:
+    with connect("toy", home=fake.home, via="http") as model:
         assert model({"x": X, "z": X})["y"].tolist() == [5]
         assert model.release == "2"
         assert repr(model) == "Model('toy', release='2')"
@@ -70,13 +70,13 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again(fake: Fake) -> N
 
 def test_it_is_opened_again_once_only(fake: Fake) -> None:
     fake.plays([http(METADATA)], [], [http(ANSWER)])
-    with connect("toy", home=fake.home) as model, pytest.raises(ClientError, match="closed the connection without an answer"):
+    with connect("toy", home=fake.home, via="http") as model, pytest.raises(ClientError, match="closed the connection without an answer"):
         model({"x": X, "z": X})
 
 
 def test_a_question_that_was_half_answered_is_not_asked_again(fake: Fake) -> None:
     fake.plays([http(METADATA), http(ANSWER)[:-5]], [http(ANSWER)])
-    with connect("toy", home=fake.home) as model, pytest.raises(ClientError, match="was cut off"):
+    with connect("toy", home=fake.home, via="http") as model, pytest.raises(ClientError, match="was cut off"):
         model({"x": X, "z": X})
     assert fake.asked == 2
 
@@ -95,7 +95,7 @@ def test_a_question_that_was_half_answered_is_not_asked_again(fake: Fake) -> Non
 def test_another_program_at_the_socket_is_a_sentence(fake: Fake, reply: bytes, message: str) -> None:
     fake.plays([reply])
     with pytest.raises(ClientError, match=message):
-        connect("toy", home=fake.home)
+        connect("toy", home=fake.home, via="http")
 
 
 def test_an_agent_that_does_not_answer_is_given_up(fake: Fake) -> None:
@@ -119,14 +119,14 @@ def test_what_is_no_name_is_not_asked_for(tmp_path: Path, name: str) -> None:
 
 def test_one_array_is_enough_for_one_input_only(fake: Fake) -> None:
     fake.plays([http(METADATA)])
-    with connect("toy", home=fake.home) as model, pytest.raises(BadRequest, match="toy has 2 inputs") as caught:
+    with connect("toy", home=fake.home, via="http") as model, pytest.raises(BadRequest, match="toy has 2 inputs") as caught:
         model(X)
     assert "`z` float32 ['any']" in caught.value.hint
 
 
 def test_arrays_that_cannot_travel_are_refused_here(fake: Fake) -> None:
     fake.plays([http(METADATA)])
-    with connect("toy", home=fake.home) as model, pytest.raises(BadRequest, match="complex"):
+    with connect("toy", home=fake.home, via="http") as model, pytest.raises(BadRequest, match="complex"):
         model({"x": np.array([1j]), "z": X})
 
 

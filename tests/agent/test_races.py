@@ -17,6 +17,7 @@ from toys import CPU_PROFILE, Agent, gather, layers, processes, wait_until
 from edge_agent import races as races_of
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError, Descriptor, digest_of
+from edge_agent.config import Limits
 from edge_agent.connection import BadRequest, Connection, NoSuchModel
 from edge_agent.deployments import Busy, Deployments, Job
 from edge_agent.journal import Journal
@@ -255,7 +256,7 @@ def external_weights(location: str) -> bytes:
 @pytest.fixture
 def deployments(tmp_path: Path) -> Deployments:
     store, journal = Store(tmp_path), Journal(tmp_path)
-    return Deployments(tmp_path, store, Models(tmp_path, store, journal), journal)
+    return Deployments(tmp_path, store, Models(tmp_path, store, journal, Limits()), journal)
 
 
 def test_a_race_waits_until_no_deployment_is_under_way_and_the_next_one_for_it(deployments: Deployments) -> None:

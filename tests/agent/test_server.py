@@ -248,6 +248,7 @@ def test_a_large_body_is_refused_before_it_is_sent(shared: Agent) -> None:
 def test_too_many_connections_are_refused_and_the_others_are_served(agent: Agent, tmp_path: Path) -> None:
     assert agent.activate(make(tmp_path / "1"))["state"] == "done"
     with connect("toy", home=agent.home) as model:
+        model(np.ones((1, 4), np.float32))
         crowd = [opened(agent) for _ in range(300)]
         try:
             assert model(np.ones((1, 4), np.float32))["y"].shape == (1, 3)
