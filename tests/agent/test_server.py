@@ -135,7 +135,7 @@ def test_every_dtype_travels_as_json_and_as_binary(shared: Agent) -> None:
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [
-        ("GET", "/", 404),
+        ("GET", "/nowhere", 404),
         ("GET", "/v2/models/nothing", 404),
         ("GET", "/v2/models/linear/versions/7", 404),
         ("GET", "/v2/models/../../etc/passwd", 404),
