@@ -57,6 +57,7 @@ bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pi
 	$(BIN)/python -m tests.benchmarks
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
+	.venv-peers/bin/python -m tests.benchmarks.loadgen
 
 .venv-peers/.ready: requirements.lock requirements-peers.txt pyproject.toml
 	$(PYTHON) -m venv .venv-peers

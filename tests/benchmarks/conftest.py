@@ -2,4 +2,6 @@
 
 import importlib.util
 
-collect_ignore = ["pruners.py", "pruning.py", "pruning_page.py"] if importlib.util.find_spec("torch_pruning") is None else []
+NEEDS = {"torch_pruning": ["pruners.py", "pruning.py", "pruning_page.py"], "torch": ["networks.py"], "mlperf_loadgen": ["loadgen.py"]}
+
+collect_ignore = [file for package, files in NEEDS.items() if importlib.util.find_spec(package) is None for file in files]
