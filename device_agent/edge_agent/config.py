@@ -42,6 +42,8 @@ class Limits:
     named_regions: int = 64  # of shared memory that one user may register
     named_region_bytes: int = 1 << 30  # of the files of all of them together
     waiting: int = 64  # requests by HTTP that wait for one model
+    queue_s: float = 30  # that one waits for its turn
+    answer_s: float = 120  # that a model may take for one; a worker that takes longer hangs, and is ended
     callers: int = 64  # programs that share memory with one model
     shared_bytes: int = 256 << 20  # of one of them
     all_shared_bytes: int = 1 << 30  # of all that share with one model

@@ -32,8 +32,6 @@ from edge_agent.latency import Histogram
 from edge_agent.ring import Line, Region
 from edge_agent.zygote import Forked, Zygote
 
-_QUEUE_S = 30  # a request that has waited so long for its turn is refused
-_ANSWER_S = 120  # a worker that takes longer hangs, and is killed
 _LOAD_S = 1800  # an engine may have to be built again
 _LOOK_S = 5  # so often it is looked whether a worker hangs
 _FIRST_PAUSE_S = 0.2
@@ -193,9 +191,9 @@ class Worker:
                 raise WorkerUnavailable(f"{self._limits.waiting} requests wait for {self._name} already", "ask less often, or with fewer clients at once")
             self._waiting += 1
             try:
-                if not self._change.wait_for(lambda: self._busy < _LINES or self.stopped or self._ready is None, _QUEUE_S):
+                if not self._change.wait_for(lambda: self._busy < _LINES or self.stopped or self._ready is None, self._limits.queue_s):
                     raise WorkerUnavailable(
-                        f"{self._name} is busy: this request waited {_QUEUE_S} s for its turn", "ask less often, or with fewer clients at once"
+                        f"{self._name} is busy: this request waited {self._limits.queue_s:g} s for its turn", "ask less often, or with fewer clients at once"
                     )
             finally:
                 self._waiting -= 1
@@ -230,7 +228,7 @@ class Worker:
         while size < needed:
             size *= 2
         try:
-            line, bell = Line.make(size, _ANSWER_S)
+            line, bell = Line.make(size, self._limits.answer_s * (_LINES + 1))  # behind all others; one alone that takes too long is seen by its pulse
         except OSError as error:
             raise WorkerUnavailable(f"{self._name} cannot be given {size} bytes: {error.strerror}", "try again soon") from error
         with bell:
@@ -249,7 +247,7 @@ class Worker:
         except socket.timeout as error:
             _close(lines)
             self._kill()
-            raise WorkerUnavailable(f"{self._name} did not answer within {_ANSWER_S} s; its process was ended", _SOON) from error
+            raise WorkerUnavailable(f"{self._name} does not answer any more; its process was ended", _SOON) from error
         except (ring.Died, OSError) as error:
             _close(lines)
             raise WorkerUnavailable(f"the process of {self._name} died while it answered", _SOON) from error
@@ -330,7 +328,7 @@ class Worker:
                 message = control.recv(_CONTROL_BYTES)
             except socket.timeout:
                 since, _ = ring.PULSE.unpack_from(pulse.view)
-                if self._ready is None or (since and time.perf_counter_ns() - since > _ANSWER_S * 10**9):
+                if self._ready is None or (since and time.perf_counter_ns() - since > self._limits.answer_s * 1e9):
                     process.kill()
                     return {}
                 continue
@@ -338,7 +336,7 @@ class Worker:
                 return {}
             said: dict[str, Any] = json.loads(message) if message else {}
             if "ready" in said:
-                control.settimeout(_LOOK_S)
+                control.settimeout(min(_LOOK_S, self._limits.answer_s))
                 with self._change:
                     self._control, self._ready, self._error = control, said["ready"], None
                     self._change.notify_all()

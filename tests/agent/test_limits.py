@@ -10,13 +10,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import Agent, linear, make
+from toys import Agent, counter, linear, make, wait_until
 
 from edge_agent import connect, protocol
+from edge_agent.client import ClientError
 
 pytestmark = pytest.mark.e2e
 
-LIMITS = {"body_bytes": 2_000_000, "in_flight_bytes": 3_000_000, "connections": 20, "idle_s": 1, "bytes_a_second": 2_000_000}
+LIMITS = {
+    "body_bytes": 2_000_000,
+    "in_flight_bytes": 3_000_000,
+    "connections": 20,
+    "idle_s": 1,
+    "bytes_a_second": 2_000_000,
+    "waiting": 2,
+    "queue_s": 0.5,
+    "answer_s": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +128,35 @@ def first_answer(sock: socket.socket, request: bytes) -> bytes:
     while len(body) < length:
         body += sock.recv(1 << 16)
     return answer
+
+
+def test_a_question_that_takes_too_long_ends_and_the_model_answers_the_next(strict: Agent, tmp_path: Path) -> None:
+    assert strict.activate(make(tmp_path / "counter", counter(), name="counter", feeds=[{"n": np.array(10)}]))["state"] == "done"
+    with connect("counter", home=strict.home, via="http") as model:
+        with pytest.raises(ClientError, match="the process of counter died while it answered"):
+            model({"n": np.array(10**12)})
+        well(strict)
+        wait_until(lambda: strict.model("counter")["state"] == "active")
+        assert model({"n": np.array(5)})["sum"] == 5
+
+
+def test_more_than_may_wait_are_told_to_come_again(strict: Agent, tmp_path: Path) -> None:
+    assert strict.activate(make(tmp_path / "counter", counter(), name="counter", feeds=[{"n": np.array(10)}]))["state"] == "done"
+    asked = json.dumps({"inputs": [{"name": "n", "datatype": "INT64", "shape": [], "data": [10**12]}]}).encode()
+    head = f"POST /v2/models/counter/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(asked)}\r\nConnection: close\r\n\r\n".encode()
+    crowd = [opened(strict) for _ in range(16)]
+    for sock in crowd:
+        sock.sendall(head + asked)
+    well(strict)
+    answers = [until_closed(sock) for sock in crowd]
+    for sock in crowd:
+        sock.close()
+    assert all(answer.startswith(b"HTTP/1.1 503 ") and b"\r\nRetry-After: 1\r\n" in answer for answer in answers)
+    assert any(b"requests wait for counter already" in answer for answer in answers)
+    assert any(b"this request waited 0.5 s for its turn" in answer for answer in answers)
+    wait_until(lambda: strict.model("counter")["state"] == "active")
+    with connect("counter", home=strict.home) as model:
+        assert model({"n": np.array(5)})["sum"] == 5
 
 
 def test_a_crowd_leaves_room_again(strict: Agent) -> None:
