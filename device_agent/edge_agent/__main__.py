@@ -59,6 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     put.add_argument("digest")
     put.add_argument("size", type=int)
     put.add_argument("--offset", type=int, default=0, help="how many bytes are here already")
+    patch = verb(
+        "patch",
+        "receive a blob from standard input, as what differs from another",
+        lambda v, home, a: v.patch(home, a.digest, a.size, a.base, a.length),
+    )
+    patch.add_argument("digest")
+    patch.add_argument("size", type=int)
+    patch.add_argument("base", help="the digest of the blob that is here")
+    patch.add_argument("length", type=int, help="bytes of the delta")
     activate = verb(
         "activate",
         "make a bundle active: verify, try, swap, ask",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from edge_agent import facts, inference, page, ring
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
-from edge_agent.bundle import BundleError, Descriptor
+from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.config import ConfigError
 from edge_agent.deployments import Busy, UnknownJob
 from edge_agent.inference import NAME, Handler, document_of
@@ -101,11 +101,21 @@ def _missing(agent: Agent, request: Request, groups: tuple[str, ...]) -> Respons
 
 def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     race, digest = groups[0], f"sha256:{groups[1]}"
+    if "base" in request.query:
+        return _patch(agent, request, digest)
     size, offset = _number(request, "size"), _number(request, "offset")
     if not 0 <= offset <= size <= _MAX_BLOB_BYTES or request.size != size - offset:
         raise HttpError(400, f"{request.size} bytes do not lead from offset {offset} to size {size}", close=True)
     blobs = agent.races.blobs(race) if race else agent.store
     blobs.receive(digest, size, offset, request.pieces())
+    return json_response({"digest": digest, "size": size})
+
+
+def _patch(agent: Agent, request: Request, digest: str) -> Response:
+    size = _number(request, "size")
+    if not 0 <= size <= _MAX_BLOB_BYTES:
+        raise HttpError(400, f"{size} bytes are no blob's", close=True)
+    agent.store.patch(digest, size, check_digest(f"sha256:{request.query['base']}"), request.pieces())
     return json_response({"digest": digest, "size": size})
 
 

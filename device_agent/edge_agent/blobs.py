@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.bundle import CHUNK_BYTES, MAX_JSON_BYTES, Descriptor, check_digest, digest_of, digest_of_file
+from edge_agent.delta import BadDelta, apply
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK_WAIT_S = 40  # longer than a sender may be silent: it has given up by then
@@ -124,6 +125,18 @@ class Blobs:
                 # It cannot be finished, and would take the journal's room.
                 part.unlink()
                 raise self.full(size) from error
+            except BadDelta as error:  # what it made so far may be wrong
+                part.unlink()
+                raise StoreError(f"the delta to {digest[:19]} is none: {error}", "send the whole blob") from error
+
+    def patch(self, digest: str, size: int, base: str, delta: Iterable[bytes | memoryview]) -> None:
+        """Receive a blob as what differs from another that is here. Raises StoreError, and then nothing of it is left."""
+        try:
+            stream = open(self.path(base), "rb")  # noqa: SIM115 - what it is read for outlives no exception
+        except FileNotFoundError as error:
+            raise StoreError(f"the store lacks the blob {base[:19]}", "send the whole blob") from error
+        with stream:
+            self.receive(digest, size, 0, apply(stream, size, delta))
 
     def _receive(self, part: Path, digest: str, size: int, offset: int, chunks: Iterable[bytes | memoryview]) -> None:
         with open(part, "r+b") as stream:

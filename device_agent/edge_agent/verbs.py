@@ -164,6 +164,19 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
         raise Failure(str(error), error.hint) from error
 
 
+def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
+    """A blob as what differs from another: a delta of ``length`` bytes on standard input."""
+    if not 0 < length <= size:
+        raise Failure(f"a delta of {length} bytes is worth nothing for a blob of {size}", "send the whole blob: `put`")
+    target = f"/edge/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&base={_digest(base)[len('sha256:') :]}"
+    start(home)
+    try:
+        with Connection(home=home) as connection:
+            return connection.upload("PUT", target, length, _standard_input(length)).json()
+    except ClientError as error:
+        raise Failure(str(error), error.hint) from error
+
+
 def activate(home: Path, digest: str, *, signed: bool, as_profile: bool, allow_slow: bool) -> Any:
     """With ``signed``, the signature comes on standard input."""
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None

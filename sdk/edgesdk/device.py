@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
-from edgesdk import agent_package, preflight, signing, transport
+from edgesdk import agent_package, delta, preflight, sent, signing, transport
 from edgesdk.agent_package import AgentPackage, version_of
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.progress import Progress, silent
@@ -142,7 +142,8 @@ def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
         set_up(device, facts, plan, progress, signer)
         blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
-    result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
+        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
+        sent.keep(layout, choice.manifest)
     return Deployment(
         host=device.host,
         outcome=result.outcome,
@@ -204,9 +205,12 @@ def first_signer(facts: Facts) -> Signer | None:
 
 
 def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
-    """Send the blobs that the device lacks, each from where an earlier attempt was cut. Returns how many, and how many bytes."""
+    """Send the blobs that the device lacks, each from where an earlier attempt was cut, or as what differs from the version that it runs.
+
+    Returns how many, and how many bytes.
+    """
     blobs = _unique(manifest.blobs)
-    sent: set[str] = set()
+    done: set[str] = set()
     total = bytes_sent = 0
 
     def send() -> None:
@@ -217,9 +221,17 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
         preflight.check_space(left, facts, device.host)
         total = max(total, left)
         bytes_sent = total - left  # after a cut: what the device has, not what was on its way
+        bases = _bases(device, layout, manifest, lacking)
         for blob, offset in lacking:
-            device.put(blob, offset, counted(_blob_chunks(layout, blob, offset)))
-            sent.add(blob.digest)
+            base = bases.get(blob.file) if not offset else None
+            packed = delta.between(base.path.read_bytes(), layout.blob(blob.digest)) if base else None
+            if base and packed is not None and device.patch(blob, base.digest, packed):
+                total -= blob.size - len(packed)
+                bytes_sent += len(packed)
+                progress("push", bytes_sent, total)
+            else:
+                device.put(blob, offset, counted(_blob_chunks(layout, blob, offset)))
+            done.add(blob.digest)
 
     def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
         nonlocal bytes_sent
@@ -229,7 +241,17 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
             progress("push", bytes_sent, total)
 
     device.persistently(send)
-    return len(sent), bytes_sent
+    return len(done), bytes_sent
+
+
+def _bases(device: Device, layout: Layout, manifest: Manifest, lacking: list[tuple[Descriptor, int]]) -> dict[str, sent.Blob]:
+    """What of the version that the device runs is here too, by file. Nothing where all that it lacks is small, or begun."""
+    large = {blob.file for blob, offset in lacking if sent.LEAST <= blob.size <= sent.MOST and not offset}
+    if not large or not sent.anything():
+        return {}
+    name = layout.description(manifest).name
+    bases = [sent.bases_of(model.digest) for model in device.status().models if model.name == name and model.digest]
+    return {file: base for file, base in bases[0].items() if file in large} if bases else {}
 
 
 class Device:
@@ -298,6 +320,16 @@ class Device:
     def put(self, blob: Descriptor, offset: int, chunks: Iterable[bytes], *, race: str | None = None) -> None:
         """Send the rest of a blob, to the store or to a race. The device checks the digest while it writes."""
         self.ask("put", blob.digest, str(blob.size), "--offset", str(offset), *_for_race(race), stdin=chunks)
+
+    def patch(self, blob: Descriptor, base: str, packed: bytes) -> bool:
+        """Send a blob as what differs from another that the device has; whether that went well. If not, nothing of it is there."""
+        try:
+            self.ask("patch", blob.digest, str(blob.size), base, str(len(packed)), stdin=_chunks(io.BytesIO(packed), len(packed)))
+        except ConnectionFailed:
+            raise
+        except DeviceError:  # it has no such base any more, or a damaged one
+            return False
+        return True
 
     def race(self, start: Callable[[], str]) -> RaceJob:
         """Start a race, which returns its job, and wait for its end. ``start`` is called again where the agent forgot the job."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from toys import linear, make
 
 from edge_agent.blobs import Damaged, DiskFull, StoreError
 from edge_agent.bundle import Description, Descriptor, Layout, Manifest, digest_of
+from edge_agent.delta import MAGIC
 from edge_agent.journal import Journal, tail
 from edge_agent.store import Store, write_atomically
 
@@ -323,3 +325,27 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
+
+
+def test_a_delta_of_a_blob_that_is_here(store: Store) -> None:
+    new = DATA + b"more"
+    packed = MAGIC + b"\1" + zlib.compress(leb(len(DATA)) + leb(4) + leb(0) + b"more")
+    store.receive(DIGEST, len(DATA), 0, [DATA])
+    store.patch(digest_of(new), len(new), DIGEST, [packed[:9], packed[9:]])
+    assert store.path(digest_of(new)).read_bytes() == new
+
+
+@pytest.mark.parametrize("packed", [b"", b"nonsense", MAGIC + b"\1" + zlib.compress(b"\x05\x00\x00"), MAGIC + b"\1" + zlib.compress(b"\x00\x00\x01" * 3)])
+def test_of_a_delta_that_is_none_nothing_is_left(store: Store, packed: bytes) -> None:
+    new = DATA + b"more"
+    store.receive(DIGEST, len(DATA), 0, [DATA])
+    with pytest.raises(StoreError) as caught:
+        store.patch(digest_of(new), len(new), DIGEST, [packed])
+    assert caught.value.hint
+    assert list((store.home / "incoming").iterdir()) == []
+    with pytest.raises(StoreError, match="lacks the blob"):
+        store.patch(digest_of(new), len(new), "sha256:" + "0" * 64, [packed])
+
+
+def leb(value: int) -> bytes:
+    return bytes([value & 0x7F | 0x80]) + leb(value >> 7) if value >= 0x80 else bytes([value])

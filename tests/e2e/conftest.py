@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from edgesdk import sent
+
 CONFIG = """\
 ListenAddress 127.0.0.1
 Port {port}
@@ -85,6 +87,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     (folder / "config").touch()
     monkeypatch.setenv("EDGESDK_SSH_CONFIG", str(folder / "config"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    monkeypatch.setattr(sent, "_folder", lambda: tmp_path / "sent")  # what other tests sent is no base here
     devices: list[Device] = []
 
     def start(

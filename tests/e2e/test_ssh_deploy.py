@@ -1,5 +1,6 @@
 """The main job over a real OpenSSH server: from a bundle to a model that answers there."""
 
+import io
 import os
 import select
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import pytest
 from edge_agent.bundle import Layout
 from edgesdk import device
 from edgesdk.errors import DeviceError
-from tests.bundles import answer, inputs, write_bundle
+from tests.bundles import answer, contents, inputs, write_bundle
 from tests.e2e.conftest import Bench
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.uname().machine != "x86_64", reason="the bundles are for x86-cpu")]
@@ -207,3 +209,37 @@ def test_a_bare_python_is_sent_its_onnxruntime(bench: Bench, tmp_path: Path, mon
         assert device.deploy(there, bundle).outcome == "unchanged"
     assert list(dict.fromkeys(stages))[:4] == ["agent", "numpy", "onnxruntime", "start"]
     assert len(list((pi.agent_home / "setup").iterdir())) == 1
+
+
+def test_a_new_version_goes_as_what_differs_from_the_old_one(bench: Bench, tmp_path: Path) -> None:
+    pi_files = bench.start()
+    folders = [_retrained(tmp_path / f"v{release}", release) for release in (1, 2, 3)]
+    weights = next(size for size in blobs_of(folders[0]).values() if size > 1 << 20)
+    with device.connect("pi") as pi:
+        first = device.deploy(pi, folders[0])
+        assert first.bytes_sent > weights
+        second = device.deploy(pi, folders[1])
+        assert (second.outcome, second.previous) == ("active", first.digest)
+        assert second.bytes_sent < weights / 20
+        # what it starts from is damaged there: the whole is sent, and nobody need know
+        with Layout.open(folders[1]) as layout:
+            digest = layout.manifests()["x86-cpu"].layer("weights.bin").digest
+        base = pi_files.agent_home / "blobs" / "sha256" / digest[len("sha256:") :]
+        kept = base.read_bytes()
+        base.write_bytes(kept[:-4] + b"\0\0\0\0")
+        third = device.deploy(pi, folders[2])
+        assert third.outcome == "active" and third.bytes_sent > weights
+
+
+def _retrained(target: Path, release: int) -> Path:
+    """One weight in a hundred is another in each release."""
+    from edge_agent import bundle
+
+    made = contents(width=WIDTH, release=release)
+    matrix = np.frombuffer(made.files["weights.bin"], np.float32).copy()
+    matrix[:: 100 + release] *= np.float32(1.0001)
+    golden = io.BytesIO()
+    full, bias = matrix.reshape(WIDTH, WIDTH), np.linspace(-1, 1, WIDTH, dtype=np.float32)
+    np.savez(golden, **{f"{i}.{way}.0": value for i, x in enumerate(inputs(WIDTH)) for way, value in (("in", x), ("out", x @ full + bias))})
+    bundle.write(target, [replace(made, files={**made.files, "weights.bin": matrix.tobytes(), "golden.npz": golden.getvalue()})])
+    return target
