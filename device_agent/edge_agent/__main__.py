@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     tcp = verb("tcp", "open or close TCP, on loopback unless told otherwise", lambda v, home, a: v.tcp(home, a.port, a.address))
     tcp.add_argument("port", type=_port, help="a number, 0 for any, or `off`")
     tcp.add_argument("--address", default="127.0.0.1", help="of this device, in digits; what it carries is not encrypted")
+    service = verb(
+        "service",
+        "systemd's units for the agent; with --install, have systemd run it",
+        lambda v, home, a: v.service(home, system=a.system, user=a.user, group=a.group, install=a.install),
+    )
+    service.add_argument("--install", action="store_true", help="put them where systemd reads them, and start the agent by it")
+    service.add_argument("--system", action="store_true", help="a service of the system, root's to install, instead of the user's own")
+    service.add_argument("--user", help="with --system: whom it runs as (edge-agent)")
+    service.add_argument("--group", help="with --system: who may ask, too")
     verb(
         "client-path",
         "the folder by which a virtual environment finds the client: name it in a .pth file there",

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
+import selectors
 import socket
 import sys
 import threading
@@ -124,7 +125,8 @@ def error_response(status: int, message: str, hint: str = "", headers: dict[str,
 @dataclass
 class Server:
     """Accepts until it is stopped. ``token``: where it is given, each request must bear it, and be addressed to us: by the
-    connection's own address, as localhost, or as one of ``hosts``."""
+    connection's own address, as localhost, or as one of ``hosts``. A listener may be lent, by systemd: it is left as it is,
+    and who still waits there is served by whoever accepts next."""
 
     listener: socket.socket
     application: Callable[[Request], Response]
@@ -135,17 +137,22 @@ class Server:
     _open: set[socket.socket] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopping: bool = False
+    _wake: tuple[socket.socket, socket.socket] = field(default_factory=socket.socketpair)
+    _accepting: threading.Thread | None = None
 
     def start(self) -> None:
         """Returns at once."""
-        threading.Thread(target=self._accept, name="listener", daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, name="listener", daemon=True)
+        self._accepting.start()
 
     def stop(self, patience_s: float = 5) -> None:
         """No new connections; those at work may finish."""
         self._stopping = True
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._wake[1].close()
+        if self._accepting is not None:
+            self._accepting.join()
         self.listener.close()
+        self._wake[0].close()
         with self._lock:
             for sock in self._open:
                 with contextlib.suppress(OSError):
@@ -155,26 +162,36 @@ class Server:
             time.sleep(0.01)
 
     def _accept(self) -> None:
-        while not self._stopping:
-            try:
-                sock, _ = self.listener.accept()
-            except OSError as error:
+        self.listener.settimeout(0)  # who asked to connect may be gone again
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.listener, selectors.EVENT_READ)
+            selector.register(self._wake[0], selectors.EVENT_READ)
+            while True:
+                selector.select()
                 if self._stopping:
                     return
-                sys.stderr.write(f"no connection could be accepted: {error.strerror}\n")
-                time.sleep(0.1)  # out of file descriptors: others will be closed
-                continue
-            with self._lock:
-                full = len(self._open) >= self.most_connections
-                if not full:
-                    self._open.add(sock)
-            if full:
-                _refuse(sock, self.most_connections)
-                continue
-            try:
-                threading.Thread(target=self._serve, args=(sock,), name="connection", daemon=True).start()
-            except RuntimeError:  # no thread to be had
-                self._close(sock)
+                self._accept_one()
+
+    def _accept_one(self) -> None:
+        try:
+            sock, _ = self.listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            sys.stderr.write(f"no connection could be accepted: {error.strerror}\n")
+            time.sleep(0.1)  # out of file descriptors: others will be closed
+            return
+        with self._lock:
+            full = len(self._open) >= self.most_connections
+            if not full:
+                self._open.add(sock)
+        if full:
+            _refuse(sock, self.most_connections)
+            return
+        try:
+            threading.Thread(target=self._serve, args=(sock,), name="connection", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            self._close(sock)
 
     def _serve(self, sock: socket.socket) -> None:
         try:

@@ -18,11 +18,12 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent import __version__, api, facts, probe
+from edge_agent import __version__, api, facts, probe, systemd
 from edge_agent import config as configuration
 from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
@@ -73,10 +74,16 @@ class Agent:
         self._ended.set()
 
     def wait(self) -> None:
-        """Until somebody stops it. Meanwhile the counts are saved, and what a host left behind is removed."""
-        while not self._ended.wait(SAVE_EVERY_S):
-            self.models.save()
-            self.races.sweep()
+        """Until somebody stops it. Meanwhile the counts are saved, what a host left behind is removed, and systemd hears that we are well."""
+        patience_s = systemd.watchdog_s()
+        saved = time.monotonic()
+        while not self._ended.wait(min(SAVE_EVERY_S, patience_s / 3) if patience_s else SAVE_EVERY_S):
+            if patience_s:
+                systemd.notify("WATCHDOG=1")
+            if time.monotonic() - saved >= SAVE_EVERY_S - 1:
+                saved = time.monotonic()
+                self.models.save()
+                self.races.sweep()
 
     def status(self) -> dict[str, Any]:
         runtime = self.models.runtime() or self._installed
@@ -146,12 +153,13 @@ def serve(home: Path) -> None:
     """Run the agent. Raises AlreadyRunning, ConfigError, or OSError if the folder cannot be used."""
     os.umask(0o027)
     home.mkdir(parents=True, exist_ok=True, mode=0o750)
+    lent = systemd.inherited(socket_path(home))
     with _locked(home), _logged(home / "agent.log"):
         agent = Agent(home)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: agent.stop())
         server = Server(
-            _unix_listener(socket_path(home), agent.config.socket),
+            lent or _unix_listener(socket_path(home), agent.config.socket),
             functools.partial(api.respond, agent),
             most_connections=agent.config.limits.connections,
             room=agent.room,
@@ -160,11 +168,14 @@ def serve(home: Path) -> None:
         agent.models.boot()
         _reopen_tcp(agent)
         server.start()
+        systemd.notify("READY=1")
         try:
             agent.wait()
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                socket_path(home).unlink()
+            systemd.notify("STOPPING=1")
+            if lent is None:
+                with contextlib.suppress(FileNotFoundError):
+                    socket_path(home).unlink()
             server.stop()
             agent.close()
             agent.journal.append("stopped", pid=os.getpid())

@@ -69,6 +69,11 @@ def _logs(reply: Any) -> list[str]:
     return list(reply["lines"])
 
 
+def _service(reply: Any) -> list[str]:
+    boots = "and starts with the device" if reply["starts_at_boot"] else "while this user is logged in; for always: loginctl enable-linger, as root"
+    return [f"systemd runs the agent (process {reply['pid']}) {boots}", *(f"  {unit}" for unit in reply["units"])]
+
+
 def _teardown(reply: Any) -> list[str]:
     kept = [f"kept, since it is not the agent's: {path}" for path in reply["kept"]]
     word = "would be removed" if reply["dry_run"] else "removed"
@@ -98,5 +103,6 @@ _RENDERINGS: dict[str, Callable[[Any], list[str]]] = {
     "infer": _infer,
     "bench": _bench,
     "logs": _logs,
+    "service": _service,
     "teardown": _teardown,
 }

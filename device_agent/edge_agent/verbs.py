@@ -115,6 +115,27 @@ def stop(home: Path) -> dict[str, Any]:
     raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
 
 
+def service(home: Path, *, system: bool, user: str | None, group: str | None, install: bool) -> Any:
+    """The units as text, or put in place: then systemd runs the agent."""
+    from edge_agent import service as units
+
+    found = facts_of.runtime(str(home))["onnxruntime"]
+    providers = found["providers"] if found else ["CPUExecutionProvider"]
+    try:
+        planned = units.plan(home, user=user or "edge-agent" if system else None, group=group if system else None, providers=providers)
+        if not install:
+            parts = ((units.NAME + ".service", planned.service), (units.NAME + ".socket", planned.socket))
+            return "\n".join(f"# {planned.folder / name}\n{text}" for name, text in parts).encode()
+        stop(home)
+        boots = units.install(planned)
+    except units.ServiceError as error:
+        raise Failure(str(error), error.hint) from error
+    except OSError as error:
+        raise Failure(f"{error.filename or planned.folder}: {error.strerror}", "a service of the system is root's to install") from error
+    running = start(home)
+    return {**running, "units": [str(planned.folder / f"{units.NAME}.{kind}") for kind in ("service", "socket")], "starts_at_boot": boots}
+
+
 def client_path(*, as_json: bool) -> Any:
     """What a virtual environment's .pth file has to name, so that its programs find the client."""
     folder = homes.code_folder()
