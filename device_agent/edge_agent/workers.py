@@ -144,7 +144,7 @@ class Worker:
                     size, head = ring.BODY.unpack(said)
                     answered = Answered(status, None if head < 0 else head, line.region.view[:size], told)
                 else:
-                    answered = Answered(status, None, json.loads(said)["error"].encode(), told)
+                    answered = Answered(status, None, json.loads(said)["error"].encode("utf-8", "backslashreplace"), told)
             return answered
 
     def adopt(self, region: int, bell: int) -> None:

@@ -84,6 +84,7 @@ def test_the_protocols_questions_are_answered(shared: Agent) -> None:
         ({"inputs": [{**X, "shape": [4]}]}, "the input `x` is float32 [any, 4], float32 [4] came"),
         ({"inputs": [{**X, "shape": [4, 1]}]}, "the input `x` is float32 [any, 4], float32 [4, 1] came"),
         ({"inputs": [{**X, "data": [1, 2, 3]}]}, "`x`: data does not have the shape [1, 4]"),
+        ({"inputs": [{**X, "parameters": {"binary_data_size": "\ud800"}}]}, r"`x`: binary_data_size is \ud800, 0 bytes are left"),
         ({"inputs": [X], "outputs": [{"name": "z"}]}, "the model's outputs are `y`; `z` is none of them"),
         ({"inputs": [{**X, "parameters": {"binary_data_size": 16}}]}, "`x`: binary_data_size is 16, 0 bytes are left"),
     ],
