@@ -12,19 +12,22 @@ active; if the first live answer after the swap is wrong, it is swapped back.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_agent import facts
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError, check_digest, check_name
 from edge_agent.child import Child, ChildFailed
 from edge_agent.journal import Journal
-from edge_agent.models import Active, Models, UnknownModel
+from edge_agent.models import Models, UnknownModel
 from edge_agent.store import Deployment, Store, write_atomically
 from edge_agent.trust import Trust, Untrusted
 
@@ -32,6 +35,9 @@ _TRIAL_S = 1800  # an engine build takes ten minutes
 _ASK_S = 120
 _TURN_S = 600  # a job that changes nothing waits so long for those that do
 _JOBS_KEPT = 100
+_PROBATION_S = 60  # since a version became active, or last crashed
+_MOST_CRASHES = 3
+_SPARE_BYTES = 64 << 20  # of memory, beside what a model needs
 
 
 class Busy(Exception):
@@ -66,6 +72,15 @@ class Job:
         return {"id": self.identity, "state": self.state, "stage": self.stage, "result": self.result, "error": self.error}
 
 
+@dataclass
+class _Probation:
+    """Of a version that was made active: it ends after a while without a crash."""
+
+    digest: str
+    crashes: int = 0
+    until: float = field(default_factory=lambda: time.monotonic() + _PROBATION_S)
+
+
 class Deployments:
     """Changes what is active, one change at a time."""
 
@@ -77,6 +92,7 @@ class Deployments:
         self._holder: Job | None = None
         self._child: Child | None = None
         self._closed = False
+        self._probations: dict[str, _Probation] = {}
 
     def activate(self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allow_slow: bool = False) -> Job:
         """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
@@ -136,6 +152,20 @@ class Deployments:
     def recover(self, name: str, damage: StoreError) -> None:
         """The active bundle's files are damaged: what ran before answers again. Runs in a thread of its own."""
         threading.Thread(target=self._recover, args=(name, damage), name=f"recover {name}", daemon=True).start()
+
+    def crashed(self, deployment: Deployment, cause: str) -> None:
+        """Charge it to its model: the third within the probation, and what ran before answers again."""
+        with self._lock:
+            probation = self._probations.get(deployment.name)
+            if probation is None or probation.digest != deployment.digest or time.monotonic() > probation.until:
+                return
+            probation.crashes += 1
+            probation.until = time.monotonic() + _PROBATION_S
+            if probation.crashes != _MOST_CRASHES:
+                return
+        told = StoreError(f"it crashed {_MOST_CRASHES} times within its probation, at last: {cause}")
+        recover = functools.partial(self._recover, deployment.name, told, crashed=deployment)
+        threading.Thread(target=recover, name=f"recover {deployment.name}", daemon=True).start()
 
     def close(self) -> None:
         """Cancel what is under way: what was active stays so."""
@@ -260,7 +290,7 @@ class Deployments:
             tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
             write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "signer": signer, "trial": tried}).encode())
             job.stage = "swap"
-            with self._swapped(deployment):
+            with self._swapped(deployment, tried["memory_bytes"]):
                 job.stage = "ask"
                 answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
         self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, signer=signer, **arguments)
@@ -269,21 +299,31 @@ class Deployments:
         return self._result(deployment, "active", answer, tried)
 
     @contextlib.contextmanager
-    def _swapped(self, deployment: Deployment) -> Iterator[None]:
-        """The new worker answers within the context. It does so afterwards too, unless an exception ends it: then the old one does."""
+    def _swapped(self, deployment: Deployment, needed_bytes: int) -> Iterator[None]:
+        """The new worker answers within the context. It does so afterwards too, unless an exception ends it: then the old one does.
+
+        It is loaded beside the old one where there is memory for both, else after it; requests wait meanwhile.
+        """
         name = deployment.name
         active, previous = self._store.active(name), self._store.previous(name)
+        before, free_bytes = self._models.find(name), facts.free_memory_bytes()
         model = self._models.prepare(deployment)
+        if before is not None and free_bytes is not None and free_bytes < needed_bytes + _SPARE_BYTES:
+            self._journal.append("short of memory", name=name, needed_bytes=needed_bytes, free_bytes=free_bytes)
+            before.worker.stop()
         model.worker.start()
-        before: Active | None = None
         routed = False
         try:
             model.worker.wait_ready()
             self._store.swap(name, deployment.folder)
             before, routed = self._models.route(name, model), True
+            self._probations[name] = _Probation(deployment.digest)
             yield
         except BaseException:
-            if routed and before is not None:
+            if before is not None and before.worker.stopped:
+                model.worker.stop()
+                self._start_again(name, before.deployment)
+            elif routed and before is not None:
                 self._models.route(name, before)
             elif routed:
                 self._models.forget(name)
@@ -294,6 +334,14 @@ class Deployments:
             raise
         if before is not None:
             before.worker.stop()
+
+    def _start_again(self, name: str, deployment: Deployment) -> None:
+        """What had to make room for a version that failed. Requests wait until it answers."""
+        again = self._models.prepare(deployment)
+        again.worker.start()
+        with contextlib.suppress(ChildFailed):  # it is tried again and again
+            again.worker.wait_ready()
+        self._models.route(name, again)
 
     def _trying(self, deployment: Deployment) -> contextlib.AbstractContextManager[Child]:
         return self.driving(Child("trial", deployment.folder, self._home, what=f"the trial of {deployment.name}"))
@@ -313,8 +361,8 @@ class Deployments:
             "trial": tried,
         }
 
-    def _recover(self, name: str, damage: StoreError) -> None:
-        self._journal.append("damaged", name=name, cause=str(damage))
+    def _recover(self, name: str, damage: StoreError, *, crashed: Deployment | None = None) -> None:
+        self._journal.append("crashes" if crashed else "damaged", name=name, cause=str(damage))
         folder = self._store.previous(name)
         if folder is None:
             return
@@ -322,7 +370,7 @@ class Deployments:
         while True:
             try:
                 with self._holding(job):
-                    self._fall_back(name, folder)
+                    self._fall_back(name, folder, crashed)
                 return
             except Busy:
                 if self._closed:
@@ -332,15 +380,17 @@ class Deployments:
                 self._journal.append("failed", what=job.what, message=str(error))
                 return
 
-    def _fall_back(self, name: str, folder: Path) -> None:
+    def _fall_back(self, name: str, folder: Path, crashed: Deployment | None) -> None:
         """It ran here before, so it is not tried again: anything is better than no answer."""
         broken = self._store.active(name)
         current = self._models.find(name)
-        if current is not None and (current.deployment.folder != broken or current.worker.ready):
+        if current is not None and (current.deployment.folder != broken or (crashed is None and current.worker.ready)):
             return  # somebody deployed meanwhile
+        if crashed is not None and (current is None or current.deployment != crashed):
+            return
         self._store.verify_deployment(folder)
         model = self._models.prepare(self._store.opened(folder))
-        # The damaged one is not kept as the previous: nobody may roll back to it.
+        # The broken one is not kept as the previous: nobody may roll back to it.
         self._store.restore(name, folder, None)
         model.worker.start()
         before = self._models.route(name, model)

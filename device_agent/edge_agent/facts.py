@@ -168,6 +168,14 @@ def _power(root: Path) -> dict[str, float]:
     return found
 
 
+def free_memory_bytes(root: Path = Path("/")) -> int | None:
+    """What a new process of ours may take, as far as the device and its control groups tell."""
+    known = _memory(root)
+    free = [known["available_bytes"]] if "available_bytes" in known else []
+    free += [known["limit_bytes"] - known["limit_used_bytes"]] if "limit_bytes" in known else []
+    return min(free, default=None)
+
+
 def _memory(root: Path) -> dict[str, int]:
     """Of the device, and what the control group of this process may use of it."""
     told = {

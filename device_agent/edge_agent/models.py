@@ -26,8 +26,10 @@ from edge_agent.counters import Counters, Ledger
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
 from edge_agent.store import Deployment, Store
-from edge_agent.workers import Answered, Worker, WorkerUnavailable
+from edge_agent.workers import Answered, Replaced, Worker, WorkerUnavailable
 from edge_agent.zygote import Zygote
+
+_SWAP_S = 60  # a request waits so long for the version that replaces another
 
 
 class UnknownModel(Exception):
@@ -55,10 +57,12 @@ class Models:
         self._home, self._store, self._journal, self._limits = home, store, journal, limits
         self._ledger = Ledger(home / "latency")
         self._zygote = Zygote(home)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._closed = False
         self._active: dict[str, Active] = {}
         self._failed: dict[str, str] = {}  # active on disk, and cannot even be read
         self.damaged: Callable[[str, StoreError], None] = lambda _name, _error: None
+        self.crashed: Callable[[Deployment, str], None] = lambda _deployment, _cause: None
 
     def boot(self) -> None:
         """Start a worker for each active deployment. One that cannot be read is told by `status`, and keeps none of the others away."""
@@ -88,7 +92,7 @@ class Models:
             self._zygote,
             self._limits,
             check=lambda: self._store.verify_deployment(deployment.folder),
-            died=lambda cause: self._journal.append("worker died", name=name, digest=deployment.digest, cause=cause),
+            died=lambda cause, charged: self._died(deployment, cause, charged=charged),
             damaged=lambda error: self.damaged(name, error),
             counted=counters.add_counts,
         )
@@ -100,6 +104,7 @@ class Models:
             before = self._active.get(name)
             self._active[name] = model
             self._failed.pop(name, None)
+            self._lock.notify_all()
         return before
 
     def forget(self, name: str) -> Active | None:
@@ -107,6 +112,7 @@ class Models:
         with self._lock:
             self._failed.pop(name, None)
             before = self._active.pop(name, None)
+            self._lock.notify_all()
         self._ledger.forget(name)
         return before
 
@@ -144,12 +150,12 @@ class Models:
             try:
                 answer = model.worker.ask(header_bytes, body)
                 break
-            except WorkerUnavailable:
-                now_active = self.get(name)
-                if now_active is model:
+            except WorkerUnavailable as error:
+                successor = self._successor(name, model, error)
+                if successor is None:
                     model.counters.failed(time.perf_counter_ns() - begin)
                     raise
-                model = now_active  # it was replaced while this request waited for its turn
+                model = successor  # it was replaced while this request waited for its turn
         if answer.status != 200:
             model.counters.failed(time.perf_counter_ns() - begin)
         else:
@@ -162,11 +168,26 @@ class Models:
         while True:
             try:
                 return model.worker.adopt(region, bell)
-            except WorkerUnavailable:
-                now_active = self.get(name)
-                if now_active is model:
+            except WorkerUnavailable as error:
+                successor = self._successor(name, model, error)
+                if successor is None:
                     raise
-                model = now_active
+                model = successor
+
+    def _successor(self, name: str, model: Active, error: WorkerUnavailable) -> Active | None:
+        """Whom to ask instead: another that is active by now, or will be in a moment. Raises UnknownModel."""
+        with self._lock:
+            if isinstance(error, Replaced):  # one after the other, where memory is short
+                self._lock.wait_for(lambda: self._active.get(name) is not model or self._closed, _SWAP_S)
+            now_active = self._active.get(name)
+        if now_active is None:
+            raise UnknownModel(name)
+        return None if now_active is model else now_active
+
+    def _died(self, deployment: Deployment, cause: str, *, charged: bool) -> None:
+        self._journal.append("worker died", name=deployment.name, digest=deployment.digest, cause=cause)
+        if charged:
+            self.crashed(deployment, cause)
 
     def count(self, name: str, digest: str, run: Histogram, errors: int) -> bool:
         """What a program ran in its own process; whether that version is known. Raises UnknownModel."""
@@ -203,6 +224,8 @@ class Models:
         """End every worker, all at once."""
         with self._lock:
             models = list(self._active.values())
+            self._closed = True
+            self._lock.notify_all()
         threads = [threading.Thread(target=model.worker.stop, kwargs={"patience_s": 5}) for model in models]
         for thread in threads:
             thread.start()

@@ -63,6 +63,7 @@ class Agent:
         self.models = Models(home, self.store, self.journal, self.config.limits)
         self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)
         self.models.damaged = self.deployments.recover
+        self.models.crashed = self.deployments.crashed
         self.races = Races(home, self.deployments)
         self.regions = Regions(self.config.limits)
         self._ended = threading.Event()

@@ -7,6 +7,7 @@ this process dies, and the signal that killed it is the answer.
 from __future__ import annotations
 
 import gc
+import mmap
 import signal
 import socket
 import time
@@ -58,7 +59,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
     check_needs(profile, description)
     externals.check(_read(folder / "model.onnx"))
     samples = golden.load(folder / "golden.npz", description)
-    begin = time.perf_counter_ns()
+    begin, before_bytes = time.perf_counter_ns(), _resident_bytes()
     session = worker.open_session(folder, profile)
     load_ms = round((time.perf_counter_ns() - begin) / 1e6, 3)
     if (names_of(session.inputs), names_of(session.outputs)) != (names_of(description.inputs), names_of(description.outputs)):
@@ -74,6 +75,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
     result = {
         "worst": worst.to_dict(),
         "load_ms": load_ms,
+        "memory_bytes": max(0, _resident_bytes() - before_bytes),
         "latency_ms": {"p50": found.p50, "p90": found.p90, "p99": found.p99},
         "provider": session.providers[0],
         "nodes": session.nodes,
@@ -101,6 +103,11 @@ def ask(folder: Path, home: Path, description: Description) -> dict[str, Any]:
     except golden.Differs as error:
         raise Refused(f"the first answer after the swap is wrong: {error}", "see `edge-agent logs`") from error
     return {"result": {"first_answer_ms": elapsed_ms}}
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        return int(stream.read().split()[1]) * mmap.PAGESIZE
 
 
 def check_needs(profile: dict[str, Any], description: Description) -> None:

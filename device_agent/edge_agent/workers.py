@@ -69,7 +69,8 @@ class Worker:
     """One model's process. When it dies it is started again, after a pause that doubles.
 
     ``check`` runs before each start and raises StoreError if the model's files are damaged: then there is no start at all.
-    ``died`` hears each unwanted end, as a sentence; ``damaged`` what check raised; ``counted`` what it answered without us.
+    ``died`` hears each unwanted end, as a sentence, and whether it is the model's fault; ``damaged`` what check raised; ``counted`` what it answered
+    without us.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Worker:
         limits: Limits,
         *,
         check: Callable[[], None],
-        died: Callable[[str], None],
+        died: Callable[[str, bool], None],
         damaged: Callable[[StoreError], None],
         counted: Callable[[dict[str, Any]], None],
     ) -> None:
@@ -280,27 +281,27 @@ class Worker:
                 deaths += 1
                 self._pause(deaths)
                 continue
-            cause = self._live()
+            cause, charged = self._live()
             if self.stopped:
                 return
             deaths = 0 if time.monotonic() - begin > _STABLE_S else deaths + 1
-            self._died(cause)
+            self._died(cause, charged)
             self._pause(deaths)
 
     def _pause(self, deaths: int) -> None:
         """Longer after each death; ended early by `stop`."""
         self._stopping.wait(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** min(deaths, 20)))
 
-    def _live(self) -> str:
-        """Start the process and wait for its end; why it ended."""
+    def _live(self) -> tuple[str, bool]:
+        """Start the process and wait for its end; why it ended, and whether the model is to blame."""
         try:
             with contextlib.closing(Region.make(ring.PULSE.size)) as pulse:
                 return self._lived(*self._forked(pulse), pulse)
         except OSError as error:
             self._say(ChildFailed(f"the process of {self._name} cannot be started: {error.strerror}", "is there memory left?"))
-            return str(self._error)
+            return str(self._error), False
 
-    def _lived(self, process: Forked, control: socket.socket, pulse: Region) -> str:
+    def _lived(self, process: Forked, control: socket.socket, pulse: Region) -> tuple[str, bool]:
         with self._change:
             self._process = process
             if self.stopped:
@@ -318,7 +319,7 @@ class Worker:
             hint = "see `edge-agent logs`"
         if not self.stopped:
             self._say(ChildFailed(cause, hint))
-        return cause
+        return cause, "error" in said or process.wait() is not None  # else the zygote died, and took it along
 
     def _listened(self, control: socket.socket, process: Forked, pulse: Region) -> dict[str, Any]:
         """Hear what it says until it ends; the last thing, where that is an error."""

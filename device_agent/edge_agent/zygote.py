@@ -187,9 +187,9 @@ def _preload(home: Path) -> None:
     """What every worker needs. An onnxruntime that does not load here is each worker's error, not ours."""
     use_runtime(home)
     with contextlib.suppress(ImportError):
-        import onnxruntime  # noqa: F401
+        from edge_agent import serving
 
-        from edge_agent import serving  # noqa: F401
+        serving.rehearse()
     gc.collect()
     gc.freeze()  # no collection writes to what is shared
 
