@@ -75,7 +75,7 @@ class Deployment:
     """One attempt to put one bundle on one device; its fields are the keys of `deploy --json`."""
 
     host: str
-    outcome: str  # active, unchanged, rolled-back, failed, unknown
+    outcome: str  # active, unchanged, rolled-back, failed, unknown; of a fleet also skipped
     digest: str | None = None
     previous: str | None = None
     blobs_sent: int = 0

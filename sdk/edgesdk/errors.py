@@ -41,6 +41,10 @@ class ConversionError(EdgeSDKError):
     """A source model that cannot be converted, or whose conversion answers otherwise."""
 
 
+class FleetError(EdgeSDKError):
+    """A fleet's file, or a rollout that cannot be planned."""
+
+
 class SigningError(EdgeSDKError):
     """A bundle that cannot be signed, or whose signature is none."""
 

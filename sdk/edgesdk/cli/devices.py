@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, show, table
+from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, rollout_progress, say, show, table
 
 if TYPE_CHECKING:
     from edgesdk.device import Deployment
+    from edgesdk.fleet import Member
     from edgesdk.replies import DeviceFacts, Percentiles
 
 Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
@@ -40,29 +41,58 @@ def deploy(
     host: Annotated[str | None, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local; without one, edgesdk.toml's devices")] = None,
     bundle: Annotated[Path | None, typer.Argument(help="folder or .tar; without one, the newest packaged here")] = None,
     as_profile: Annotated[str | None, typer.Option(help="try this profile's model on a device that is something else")] = None,
+    fleet: Annotated[Path | None, typer.Option(help="a .toml file with the devices; the bundle is then the only argument")] = None,
+    select: Annotated[list[str] | None, typer.Option(help="only devices with this label; hall-2,camera: with both; repeat it for others as well")] = None,
+    parallel: Annotated[int, typer.Option(min=1, max=256, help="devices at a time")] = 8,
+    canary: Annotated[str, typer.Option(help="so many, or such a share, come first, and the others only if all of these work: 2, or 5%")] = "0",
+    max_failures: Annotated[int | None, typer.Option(min=0, help="begin no further device when more than these have failed")] = None,
     *,
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="activate it even if it misses its latency budget there")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Ship a bundle to a device, have it tried there, and switch to it only if it answers correctly."""
-    from edgesdk import device, project
-    from edgesdk.errors import ProjectError
+    """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
+    from edgesdk import fleet as fleets
+    from edgesdk import project
 
     here = project.load(Path())
-    hosts = [host] if host else list(here.devices)
-    if not hosts:
-        raise ProjectError("no device was named", "`edgesdk deploy local` tries it on this machine; or give `devices` in edgesdk.toml")
-    chosen = bundle or project.newest_bundle(Path(), here)
+    if fleet is not None:
+        if bundle is None and host is not None:
+            bundle = Path(host)
+        members = fleets.select(fleets.load(fleet), select or [])
+    else:
+        members = _named(host, here.devices, select)
+    options = {key: value for key, value in (("as_profile", as_profile), ("allow_slow", allow_slow)) if value}
+    members = tuple(member.model_copy(update=options) for member in members)
+    chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
+    plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures)
+    rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)
+    if rollout.resumed:
+        say(f"{len(rollout.resumed)} of {len(members)} were done by an earlier run")
     done = []
-    for each in hosts:
-        with progress() as advance:
-            done.append(device.attempt(each, chosen, as_profile=as_profile, allow_slow=allow_slow, progress=advance))
+    with rollout_progress(len(members)) as watch:
+        for one in rollout.run(watch):
+            done.append(one)
+            watch(one.host, one.outcome, 1, 1)
+    done.sort(key=lambda one: [member.host for member in members].index(one.host))
     show([one.to_dict() for one in done], "\n".join(_deployed(one) for one in done if one.worked), as_json=as_json)
     for one in done:
         if one.error:
             fail(f"{one.host}: {one.outcome}: {one.error['message']}", one.error["hint"])
+    if len(done) > 1:
+        say(", ".join(f"{count} {outcome}" for outcome, count in sorted(fleets.summary(done).items())))
     if not all(one.worked for one in done):
         raise typer.Exit(1)
+
+
+def _named(host: str | None, devices: tuple[str, ...], select: list[str] | None) -> "tuple[Member, ...]":
+    from edgesdk.errors import ProjectError
+    from edgesdk.fleet import Member
+
+    if select:
+        raise ProjectError("--select chooses from a fleet", "name its file: --fleet fleet.toml")
+    if not host and not devices:
+        raise ProjectError("no device was named", "`edgesdk deploy local` tries it on this machine; or give `devices` in edgesdk.toml")
+    return tuple(Member(host=each) for each in ([host] if host else devices))
 
 
 def status(host: Host = "local", *, as_json: AsJson = False) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ import typer
 from edgesdk.errors import EdgeSDKError
 from edgesdk.progress import Progress, silent
 
+ENDS = ("active", "unchanged", "staged", "probation", "rolled-back", "failed", "unknown", "skipped")  # what a deployment can come to
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
@@ -85,6 +86,42 @@ def progress() -> Iterator[Progress]:
     finally:
         counted.stop()
         sent.stop()
+
+
+@contextmanager
+def rollout_progress(devices: int) -> Iterator[Callable[[str, str, int, int], None]]:
+    """Of one device a bar; of several a table on a terminal, a line for each that ended elsewhere."""
+    if devices == 1:
+        with progress() as advance:
+            yield lambda _host, stage, done, total: advance(stage, done, total) if stage not in ENDS else None
+        return
+    if not sys.stderr.isatty():
+        yield lambda host, stage, _done, _total: say(f"{host}: {stage}") if stage in ENDS else None
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.table import Table
+
+    doing: dict[str, str] = {}
+    ended: dict[str, int] = {}
+
+    def drawn() -> Table:
+        counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(ended.items()))
+        drawing = Table(title=f"{sum(ended.values())} of {devices} devices{f': {counts}' if counts else ''}", title_justify="left", box=None)
+        for host, stage in list(doing.items()):
+            drawing.add_row(host, stage)
+        return drawing
+
+    with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4, transient=True):
+
+        def watch(host: str, stage: str, done: int, total: int) -> None:
+            if stage in ENDS:
+                doing.pop(host, None)
+                ended[stage] = ended.get(stage, 0) + 1
+            else:
+                doing[host] = f"{stage} {100 * done // total} %" if total else stage
+
+        yield watch
 
 
 def bytes_text(count: float) -> str:
