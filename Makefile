@@ -17,7 +17,7 @@ endif
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
-test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) sshd
+test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) $(if $(CI),cc-and-node) sshd
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
@@ -94,6 +94,11 @@ mmdebstrap:
 	@command -v mmdebstrap >/dev/null && command -v ip >/dev/null && command -v zstd >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
 	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends mmdebstrap zstd iproute2; } || \
 	  { echo "the tests on a bare device need root and: apt-get install mmdebstrap zstd iproute2"; exit 1; }
+
+.PHONY: cc-and-node
+cc-and-node: # for the examples in C and for Node.js; without them their tests are skipped
+	@{ command -v cc >/dev/null && command -v node >/dev/null; } || { apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends gcc libc6-dev nodejs; }
 
 .PHONY: sshd
 sshd:
