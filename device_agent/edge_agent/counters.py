@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edge_agent import log
 from edge_agent.journal import now
 from edge_agent.latency import Histogram
 from edge_agent.store import write_atomically
@@ -170,7 +170,7 @@ class Ledger:
             except OSError as error:
                 for counters in changed:
                     counters.changed = True
-                sys.stderr.write(f"the latencies of {name} could not be saved: {error.strerror}\n")
+                log.event("warning", "the latencies could not be saved", model=name, cause=error.strerror)
 
     def _known(self, name: str) -> list[Counters]:
         if name not in self._models:

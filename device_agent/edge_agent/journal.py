@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
-from collections import deque
 from datetime import datetime, timezone
 from pathlib import Path
 
+from edge_agent import log
+
+_LEVELS = {
+    "worker died": "warning",
+    "swapped back": "warning",
+    "fell back": "warning",
+    "tcp failed": "warning",
+    "failed": "error",
+    "damaged": "error",
+    "model failed": "error",
+}
 _MAX_BYTES = 4 << 20  # then one older file is kept beside it
 
 
@@ -26,10 +35,9 @@ class Journal:
         self._lock = threading.Lock()
 
     def append(self, event: str, **fields: object) -> None:
-        """One line, with the time; it is told on standard error too."""
+        """One line, with the time; the log has it too."""
         line = json.dumps({"time": now(), "event": event, **fields}) + "\n"
-        sys.stderr.write(line)
-        sys.stderr.flush()
+        log.event(_LEVELS.get(event, "info"), event, **{"model" if key == "name" else key: value for key, value in fields.items()})
         try:
             with self._lock:
                 if self.path.exists() and self.path.stat().st_size > _MAX_BYTES:
@@ -41,16 +49,7 @@ class Journal:
                 finally:
                     os.close(descriptor)
         except OSError as error:
-            sys.stderr.write(f"the journal lost a line: {error.strerror}\n")
-
-
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a text file; none where there is no such file."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return [line.rstrip("\n") for line in deque(stream, maxlen=lines)]
-    except FileNotFoundError:
-        return []
+            log.event("error", "the journal lost a line", cause=error.strerror)
 
 
 def now() -> str:

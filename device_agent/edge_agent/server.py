@@ -16,7 +16,6 @@ import hmac
 import json
 import selectors
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -26,6 +25,7 @@ from http import HTTPStatus
 
 import h11
 
+from edge_agent import log
 from edge_agent.bodies import READ_BYTES, HttpError, Pace, Source
 from edge_agent.config import Limits
 from edge_agent.frames import Bytes, send_all
@@ -178,7 +178,7 @@ class Server:
         except BlockingIOError:
             return
         except OSError as error:
-            sys.stderr.write(f"no connection could be accepted: {error.strerror}\n")
+            log.event("warning", "no connection could be accepted", cause=error.strerror)
             time.sleep(0.1)  # out of file descriptors: others will be closed
             return
         with self._lock:
@@ -224,7 +224,7 @@ class Server:
         except (OSError, EOFError):
             raise  # the client is gone
         except Exception:  # noqa: BLE001 - a bug of ours: the client gets an answer, the log its traceback, the others are served on
-            traceback.print_exc()
+            log.event("error", "bug", traceback=traceback.format_exc())
             response, keep = error_response(500, "the agent failed; its log says more", "see `edge-agent logs`"), False
         finally:
             if request is not None:

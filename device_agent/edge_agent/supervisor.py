@@ -23,12 +23,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edge_agent import __version__, api, facts, probe, systemd
+from edge_agent import __version__, api, facts, log, probe, systemd
 from edge_agent import config as configuration
 from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
 from edge_agent.home import code_folder, socket_address, socket_path
-from edge_agent.journal import Journal, now, tail
+from edge_agent.journal import Journal, now
 from edge_agent.models import Models
 from edge_agent.page import History
 from edge_agent.races import Races
@@ -37,7 +37,6 @@ from edge_agent.server import Room, Server
 from edge_agent.store import Store, write_atomically
 
 SAVE_EVERY_S = 60  # flash wears: nothing is written more often than this
-_MAX_LOG_BYTES = 4 << 20
 _LOOPBACK = "127.0.0.1"
 
 
@@ -114,7 +113,7 @@ class Agent:
 
     def logs(self, lines: int) -> list[str]:
         """The newest last. The journal is in the log too; alone it is shown when nothing was logged."""
-        return tail(self.home / "agent.log", lines) or tail(self.journal.path, lines)
+        return log.newest(self.home / "agent.log", lines) or log.newest(self.journal.path, lines)
 
     def listen(self, port: int | None, address: str = _LOOPBACK) -> dict[str, Any]:
         """Open TCP at once, or close it, and remember it. Raises OSError if the port cannot be had."""
@@ -155,7 +154,7 @@ def serve(home: Path) -> None:
     os.umask(0o027)
     home.mkdir(parents=True, exist_ok=True, mode=0o750)
     lent = systemd.inherited(socket_path(home))
-    with _locked(home), _logged(home / "agent.log"):
+    with _locked(home), log.opened(home / "agent.log"):
         agent = Agent(home)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: agent.stop())
@@ -196,25 +195,6 @@ def _locked(home: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """What this process and its children say goes into the log. It is renamed when it has grown: one older is kept."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _MAX_LOG_BYTES:
-            os.replace(path, path.with_suffix(".log.1"))
-    sys.stderr.flush()
-    before = os.dup(2)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    try:
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(before, 2)
-        os.close(before)
 
 
 def _unix_listener(path: Path, access: SocketAccess) -> socket.socket:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from edge_agent import facts
+from edge_agent import facts, log
 
 
 def render(verb: str, reply: Any) -> str:
@@ -66,7 +66,7 @@ def _bench(reply: Any) -> list[str]:
 
 
 def _logs(reply: Any) -> list[str]:
-    return list(reply["lines"])
+    return [row for line in reply["lines"] for row in log.in_words(line).split("\n")]
 
 
 def _service(reply: Any) -> list[str]:

@@ -23,10 +23,10 @@ from typing import Any
 from urllib.parse import quote
 
 from edge_agent import home as homes
+from edge_agent import log
 from edge_agent import probe as facts_of
 from edge_agent.bundle import BundleError, check_digest, check_name
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
-from edge_agent.journal import tail
 
 _START_S = 30
 _SILENCE_S = 30
@@ -71,8 +71,8 @@ def start(home: Path) -> dict[str, Any]:
     _check_configuration(home)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o750)
-        with open(home / "agent.log", "ab") as log:
-            process = subprocess.Popen(**homes.child("serve", home=home), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        with open(home / "agent.log", "ab") as said:
+            process = subprocess.Popen(**homes.child("serve", home=home), stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
     except OSError as error:
         raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
     until = time.monotonic() + _START_S
@@ -85,7 +85,7 @@ def start(home: Path) -> dict[str, Any]:
                 return _outlived(home)  # somebody else started one at the same moment
             break
         time.sleep(0.02)
-    last = " ".join(tail(home / "agent.log", 1))
+    last = " ".join(map(log.in_words, log.newest(home / "agent.log", 1)))
     raise Failure(
         f"the agent did not start within {_START_S} s" if process.poll() is None else f"the agent ended at once: {last[:300]}", f"see {home / 'agent.log'}"
     )

@@ -189,12 +189,14 @@ def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:
 
 
 def logs(host: Host = "local", lines: Annotated[int, typer.Option(min=1, help="the newest so many")] = 100, *, as_json: AsJson = False) -> None:
-    """The agent's log and journal, the newest last."""
+    """The agent's log, the newest last; with --json its lines as they are, a JSON object each."""
+    from edge_agent import log
     from edgesdk import device
+    from edgesdk.replies import printable
 
     with device.connect(host) as opened:
         found = opened.logs(lines)
-    show({"lines": list(found)}, "\n".join(found), as_json=as_json)
+    show({"lines": list(found)}, "\n".join(printable(log.in_words(line)) for line in found), as_json=as_json)
 
 
 def remove(host: Host, name: Name, *, as_json: AsJson = False) -> None:
