@@ -18,6 +18,15 @@ from edge_agent import home as homes
 
 FRAME = "edge-agent-reply: "
 
+# What `edge_agent.deployments.Permissions` has.
+PERMISSIONS = {
+    "as_profile": "try another device's profile here: a missing provider is no reason to refuse",
+    "allow_slow": "take it although it misses its latency budget",
+    "allow_downgrade": "take a release that is lower than one accepted here, or another bundle of the same",
+    "allow_signature_change": "take other inputs, outputs or labels than those of what is active",
+    "retry": "take a bundle that was rolled back here",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
@@ -71,12 +80,12 @@ def _parser() -> argparse.ArgumentParser:
     activate = verb(
         "activate",
         "make a bundle active: verify, try, swap, ask",
-        lambda v, home, a: v.activate(home, a.digest, signed=a.signed, as_profile=a.as_profile, allow_slow=a.allow_slow),
+        lambda v, home, a: v.activate(home, a.digest, signed=a.signed, permissions={name: getattr(a, name) for name in PERMISSIONS}),
     )
     activate.add_argument("digest")
     activate.add_argument("--signed", action="store_true", help="its SSH signature comes on standard input")
-    activate.add_argument("--as-profile", action="store_true", help="try another device's profile here: a missing provider is no reason to refuse")
-    activate.add_argument("--allow-slow", action="store_true", help="take it although it misses its latency budget")
+    for name, meaning in PERMISSIONS.items():
+        activate.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     trust = verb("trust", "whose signatures this device takes", lambda v, home, a: v.trust(home, add=a.add, revoke=a.revoke))
     trust.add_argument("--add", action="store_true", help="one more, a line of allowed_signers on standard input")
     trust.add_argument("--revoke", metavar="FINGERPRINT", help="no longer that key, SHA256:…")

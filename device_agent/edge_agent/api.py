@@ -13,6 +13,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from edge_agent import facts, inference, page, ring
@@ -20,7 +21,7 @@ from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.config import ConfigError
-from edge_agent.deployments import Busy, UnknownJob
+from edge_agent.deployments import Busy, Permissions, UnknownJob
 from edge_agent.inference import NAME, Handler, document_of
 from edge_agent.latency import Histogram
 from edge_agent.models import UnknownModel
@@ -135,8 +136,7 @@ def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Respo
     job = agent.deployments.activate(
         str(document.get("digest")),
         signature=signature.encode() if signature else None,
-        as_profile=bool(document.get("as_profile")),
-        allow_slow=bool(document.get("allow_slow")),
+        permissions=Permissions(**{entry.name: bool(document.get(entry.name)) for entry in fields(Permissions)}),
     )
     return json_response({"job": job.identity}, 202)
 

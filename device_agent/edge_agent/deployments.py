@@ -18,16 +18,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edge_agent import facts
 from edge_agent.blobs import StoreError
-from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.bundle import BundleError, TensorInfo, check_digest, check_name
 from edge_agent.child import Child, ChildFailed
 from edge_agent.journal import Journal
 from edge_agent.models import Models, UnknownModel
+from edge_agent.releases import Refused, Releases
 from edge_agent.store import Deployment, Store, write_atomically
 from edge_agent.trust import Trust, Untrusted
 
@@ -54,6 +55,20 @@ class UnknownJob(Exception):
     def __init__(self, identity: str) -> None:
         super().__init__(f"there is no job {identity[:40]!r}; the agent may have been restarted")
         self.hint = "run the same command again: it tells what is active, and finishes what is not"
+
+
+@dataclass(frozen=True)
+class Permissions:
+    """What somebody allows for once."""
+
+    as_profile: bool = False  # the profile of another device: a provider that is missing is no reason to refuse
+    allow_slow: bool = False  # the latency budget is missed
+    allow_downgrade: bool = False  # a release that is lower than one accepted here, or another bundle of the same
+    allow_signature_change: bool = False  # other inputs, outputs or labels than those of what is active
+    retry: bool = False  # a bundle that was rolled back here
+
+
+_STRICT = Permissions()
 
 
 class Job:
@@ -86,7 +101,7 @@ class Deployments:
 
     def __init__(self, home: Path, store: Store, models: Models, journal: Journal, *, unsigned: bool = False) -> None:
         self._home, self._store, self._models, self._journal = home, store, models, journal
-        self._trust, self._unsigned = Trust(home), unsigned
+        self._trust, self._unsigned, self._releases = Trust(home), unsigned, Releases(home)
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._holder: Job | None = None
@@ -94,10 +109,10 @@ class Deployments:
         self._closed = False
         self._probations: dict[str, _Probation] = {}
 
-    def activate(self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allow_slow: bool = False) -> Job:
+    def activate(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT) -> Job:
         """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
         check_digest(digest)
-        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, as_profile=as_profile, allow_slow=allow_slow))
+        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, permissions))
 
     def rollback(self, name: str) -> Job:
         """Start to make the previous bundle of that name active. Raises Busy, BundleError."""
@@ -115,6 +130,7 @@ class Deployments:
             if before is not None:
                 before.worker.stop()
             freed = self._store.remove(name)
+            self._releases.forget(name)
             self._journal.append("removed", name=name, freed_bytes=freed)
             return freed
 
@@ -192,7 +208,7 @@ class Deployments:
         result = None
         try:
             result = work(job)
-        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy, Untrusted) as failure:
+        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy, Untrusted, Refused) as failure:
             error = {"message": str(failure), "hint": failure.hint}
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
@@ -245,13 +261,18 @@ class Deployments:
 
     # the transaction
 
-    def _activate(self, job: Job, digest: str, signature: bytes | None, *, as_profile: bool, allow_slow: bool) -> dict[str, Any]:
+    def _activate(self, job: Job, digest: str, signature: bytes | None, permissions: Permissions) -> dict[str, Any]:
         signer = self._trust.check(self._store.read(digest), signature, unsigned=self._unsigned)
         deployment = self._staged(digest)
         running = self._models.find(deployment.name)
         if running is not None and running.deployment == deployment and running.worker.ready and _decided(deployment.folder):
             return self._unchanged(job, deployment)
-        return self._exchange(job, deployment, as_profile=as_profile, allow_slow=allow_slow, signer=signer)
+        self._releases.check(deployment, allow_downgrade=permissions.allow_downgrade, retry=permissions.retry)
+        if running is not None and not permissions.allow_signature_change:
+            _check_signature(deployment, running.deployment)
+        done = self._exchange(job, deployment, permissions, signer)
+        self._releases.accepted(deployment)
+        return done
 
     def _rollback(self, job: Job, name: str) -> dict[str, Any]:
         if name not in self._models.names():
@@ -262,7 +283,8 @@ class Deployments:
         self._store.verify_deployment(folder)
         # It ran here before: how it was activated then still holds, and it may be slow.
         before = _decided(folder)
-        return self._exchange(job, self._store.opened(folder), as_profile=bool(before.get("as_profile")), allow_slow=True, signer=before.get("signer"))
+        permissions = Permissions(as_profile=bool(before.get("as_profile")), allow_slow=True)
+        return self._exchange(job, self._store.opened(folder), permissions, before.get("signer"))
 
     def _staged(self, digest: str) -> Deployment:
         """Every blob checked, and laid out."""
@@ -278,11 +300,11 @@ class Deployments:
         self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
         return self._result(deployment, "unchanged", answer, _decided(deployment.folder).get("trial"))
 
-    def _exchange(self, job: Job, deployment: Deployment, *, as_profile: bool, allow_slow: bool, signer: str | None) -> dict[str, Any]:
+    def _exchange(self, job: Job, deployment: Deployment, permissions: Permissions, signer: str | None) -> dict[str, Any]:
         """Try it beside what runs, then swap, then ask."""
         job.stage = "load"
         with self._trying(deployment) as trial:
-            arguments = {"as_profile": as_profile, "allow_slow": allow_slow}
+            arguments = {"as_profile": permissions.as_profile, "allow_slow": permissions.allow_slow}
 
             def enter(stage: str) -> None:
                 job.stage = stage
@@ -293,7 +315,9 @@ class Deployments:
             with self._swapped(deployment, tried["memory_bytes"]):
                 job.stage = "ask"
                 answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
-        self._journal.append("activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, signer=signer, **arguments)
+        self._journal.append(
+            "activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, signer=signer, **asdict(permissions)
+        )
         with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
             self._store.collect()
         return self._result(deployment, "active", answer, tried)
@@ -331,6 +355,7 @@ class Deployments:
             self._store.restore(name, active, previous)
             if routed:
                 self._journal.append("swapped back", name=name, digest=deployment.digest)
+                self._gave_up(name, deployment.digest)
             raise
         if before is not None:
             before.worker.stop()
@@ -398,6 +423,44 @@ class Deployments:
             before.worker.stop()
         self._store.collect()
         self._journal.append("fell back", name=name, digest=model.deployment.digest)
+        if crashed is not None:
+            self._gave_up(name, crashed.digest)
+
+    def _gave_up(self, name: str, digest: str) -> None:
+        """It is not tried again by itself."""
+        with contextlib.suppress(OSError):  # a full disk must not keep the old one from answering
+            self._releases.rolled_back(name, digest)
+
+
+def _check_signature(new: Deployment, old: Deployment) -> None:
+    """A correct model can still break the program that asks it. Raises Refused, with both printed."""
+    for what, offered, expected in (
+        ("inputs", new.description.inputs, old.description.inputs),
+        ("outputs", new.description.outputs, old.description.outputs),
+    ):
+        if offered != expected:
+            raise Refused(
+                f"the {what} of release {new.release} of {new.name} are {_told(offered)}; those of release {old.release}, which is active, {_told(expected)}",
+                "programs here may rely on them: deploy it with --allow-signature-change, or under another name",
+            )
+    labels = [_labels(deployment.folder) for deployment in (new, old)]
+    if labels[0] != labels[1]:
+        raise Refused(
+            f"the labels of release {new.release} of {new.name} are {', '.join(labels[0][:8]) or 'none'}; "
+            f"those of release {old.release}, which is active, {', '.join(labels[1][:8]) or 'none'}",
+            "programs here may rely on them: deploy it with --allow-signature-change, or under another name",
+        )
+
+
+def _told(tensors: tuple[TensorInfo, ...]) -> str:
+    return ", ".join(f"`{one.name}` {one.dtype} [{', '.join('any' if length is None else str(length) for length in one.shape)}]" for one in tensors)
+
+
+def _labels(folder: Path) -> list[str]:
+    try:
+        return (folder / "labels.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _decided(folder: Path) -> dict[str, Any]:

@@ -198,11 +198,10 @@ def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
         raise Failure(str(error), error.hint) from error
 
 
-def activate(home: Path, digest: str, *, signed: bool, as_profile: bool, allow_slow: bool) -> Any:
-    """With ``signed``, the signature comes on standard input."""
+def activate(home: Path, digest: str, *, signed: bool, permissions: dict[str, bool]) -> Any:
+    """With ``signed``, the signature comes on standard input. ``permissions``: what `edge_agent.deployments.Permissions` has."""
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
-    document = {"digest": _digest(digest), "signature": signature, "as_profile": as_profile, "allow_slow": allow_slow}
-    return _ask(home, "POST", "/edge/activate", document)
+    return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "signature": signature, **permissions})
 
 
 def trust(home: Path, *, add: bool, revoke: str | None) -> Any:

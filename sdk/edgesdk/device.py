@@ -15,7 +15,7 @@ import io
 import re
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 512 << 20
+PERMISSIONS = ("allow-slow", "allow-downgrade", "allow-signature-change", "retry")  # what a device refuses otherwise
 JOB_STAGES = ("verify", "load", "trial", "swap", "ask")
 
 # Where the agent is, the device knows: no path of ours or of a reply goes there.
@@ -112,19 +113,19 @@ def connect(host: str) -> Device:
     return Device(lambda: transport.connect(host))
 
 
-def attempt(host: str, bundle: Path, *, as_profile: str | None = None, allow_slow: bool = False, progress: Progress = silent) -> Deployment:
+def attempt(host: str, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), progress: Progress = silent) -> Deployment:
     """Connect, deploy, disconnect. What goes wrong is in the result, so that one device of many does not stop the others."""
     begin = time.monotonic()
     try:
         with connect(host) as device:
-            return deploy(device, bundle, as_profile=as_profile, allow_slow=allow_slow, progress=progress)
+            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, progress=progress)
     except (EdgeSDKError, BundleError) as error:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "rolled-back" if isinstance(error, RolledBack) else "failed"
         return Deployment(host=host, outcome=outcome, seconds=time.monotonic() - begin, error={"message": str(error), "hint": error.hint})
 
 
-def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow_slow: bool = False, progress: Progress = silent) -> Deployment:
-    """Put a bundle on a device and switch to it.
+def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), progress: Progress = silent) -> Deployment:
+    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given.
 
     Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
     before; OutcomeUnknown where the connection was lost for good while the device was at it.
@@ -142,7 +143,7 @@ def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
         set_up(device, facts, plan, progress, signer)
         blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
-        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allow_slow=allow_slow, progress=progress)
+        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, progress=progress)
         sent.keep(layout, choice.manifest)
     return Deployment(
         host=device.host,
@@ -344,10 +345,10 @@ class Device:
         return self._reply(Freed, "race", session, "--end")
 
     def activate(
-        self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allow_slow: bool = False, progress: Progress = silent
+        self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allowed: Collection[str] = (), progress: Progress = silent
     ) -> Activated:
         """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice."""
-        flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *["--allow-slow"] * allow_slow]
+        flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *(f"--{name}" for name in PERMISSIONS if name in allowed)]
         return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags, stdin=[signature] if signature else []).job, progress)
 
     def trusted(self) -> Trusted:

@@ -12,7 +12,7 @@ A fleet is a file that people write:
     labels = ["hall-2", "camera"]
     as_profile = "raspberry-pi-5"      # the rest is optional: what differs for this one
     bundle = "bundles/ocr-v2"
-    allow_slow = true
+    allow = ["allow-slow"]
 """
 
 import json
@@ -24,6 +24,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,7 +53,7 @@ class Member(_Table):
     labels: tuple[str, ...] = ()
     as_profile: str | None = None
     bundle: Path | None = None
-    allow_slow: bool = False
+    allow: tuple[Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"], ...] = ()
 
 
 class _File(_Table):
@@ -217,7 +218,7 @@ class Rollout:
 
 def _attempted(member: Member, bundle: Path, progress: Progress = silent) -> Deployment:
     try:
-        return device.attempt(member.host, bundle, as_profile=member.as_profile, allow_slow=member.allow_slow, progress=progress)
+        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, progress=progress)
     except OSError as error:  # this machine's: a socket, a file
         return Deployment(host=member.host, outcome="failed", error={"message": f"{error.strerror or error}", "hint": "run the same command again"})
 

@@ -103,7 +103,7 @@ def test_what_must_not_run_is_refused_and_the_old_one_answers_on(agent: Agent, t
         "inputs or outputs are not those that bundle.json names": renamed(tmp_path / "renamed"),
     }
     for message, folder in bundles.items():
-        failed = agent.activate(folder)
+        failed = agent.activate(folder, allow_signature_change=True)
         assert failed["state"] == "failed", failed
         assert failed["result"] is None
         assert failed["stage"] in ("load", "trial")
@@ -199,7 +199,7 @@ def test_a_killed_worker_comes_back_and_only_its_request_is_lost(shared: Agent, 
 @pytest.mark.e2e
 def test_a_trial_that_crashes_names_the_signal_and_the_old_one_answers_on(shared: Agent, tmp_path: Path) -> None:
     folder = make(tmp_path / "counter", counter(), name="linear", release=9, feeds=[{"n": np.array(300_000)}])
-    started = shared.ask("POST", "/edge/activate", {"digest": shared.send(folder)})
+    started = shared.ask("POST", "/edge/activate", {"digest": shared.send(folder), "allow_signature_change": True})
     wait_until(lambda: shared.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
     (pid,) = processes(f"trial\0{shared.home}")
     os.kill(pid, signal.SIGSEGV)
@@ -254,7 +254,7 @@ def test_no_request_is_lost_while_versions_change(agent: Agent, tmp_path: Path) 
 def test_a_first_question_that_fails_is_swapped_back(agent: Agent, tmp_path: Path) -> None:
     assert agent.activate(make(tmp_path / "1", linear(1)))["state"] == "done"
     second = make(tmp_path / "2", counter(), release=2, feeds=[{"n": np.array(100_000)}])
-    started = agent.ask("POST", "/edge/activate", {"digest": agent.send(second)})
+    started = agent.ask("POST", "/edge/activate", {"digest": agent.send(second), "allow_signature_change": True})
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
     trial = processes(f"trial\0{agent.home}")
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "ask")

@@ -310,7 +310,7 @@ def job(state: str, stage: str, **more: Any) -> dict[str, Any]:
 def test_a_job_is_followed_to_its_end() -> None:
     pi, transport = scripted({"job": "j1"}, job("running", "load"), job("running", "trial"), job("done", "ask", result=RESULT))
     stages: list[str] = []
-    result = pi.activate("sha256:x", as_profile=True, allow_slow=True, progress=lambda stage, *_: stages.append(stage))
+    result = pi.activate("sha256:x", as_profile=True, allowed=["allow-slow"], progress=lambda stage, *_: stages.append(stage))
     assert (result.outcome, result.first_answer_ms) == ("active", 1.5)
     assert transport.asked[0][-4:] == ["activate", "sha256:x", "--as-profile", "--allow-slow"]
     assert stages == ["load", "trial", "ask", "ask"]

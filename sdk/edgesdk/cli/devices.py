@@ -48,6 +48,11 @@ def deploy(
     max_failures: Annotated[int | None, typer.Option(min=0, help="begin no further device when more than these have failed")] = None,
     *,
     allow_slow: Annotated[bool, typer.Option("--allow-slow", help="activate it even if it misses its latency budget there")] = False,
+    allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="activate an older release than the device has had")] = False,
+    allow_signature_change: Annotated[
+        bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
+    ] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
@@ -61,8 +66,9 @@ def deploy(
         members = fleets.select(fleets.load(fleet), select or [])
     else:
         members = _named(host, here.devices, select)
-    options = {key: value for key, value in (("as_profile", as_profile), ("allow_slow", allow_slow)) if value}
-    members = tuple(member.model_copy(update=options) for member in members)
+    given = (("allow-slow", allow_slow), ("allow-downgrade", allow_downgrade), ("allow-signature-change", allow_signature_change), ("retry", retry))
+    allowed = tuple(name for name, is_given in given if is_given)
+    members = tuple(member.model_copy(update={"as_profile": as_profile or member.as_profile, "allow": (*member.allow, *allowed)}) for member in members)
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
     plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures)
     rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)
