@@ -55,6 +55,7 @@ suite: .venv-peers/.ready suite-data # every model for every profile, and in Ope
 
 bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.asking
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.loadgen

@@ -174,6 +174,8 @@ def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool
     options.inter_op_num_threads = 1
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.get("allow_spinning", True) else "0")
+    options.add_session_config_entry("session.disable_prepacking", "0" if runtime.get("prepacking", True) else "1")
+    options.enable_cpu_mem_arena = bool(runtime.get("memory_arena", True))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # from 1.24 on; unknown keys are ignored
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

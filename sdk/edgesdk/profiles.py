@@ -51,6 +51,8 @@ class Runtime(_Table):
     onnxruntime: str = Field("", description="the version that the board's vendor ships, where it is fixed")
     intra_op_threads: int = Field(0, ge=0, description="threads within an operator; 0: one for each core")
     allow_spinning: bool = Field(default=True, description="threads wait busily: faster, and hot")
+    prepacking: bool = Field(default=True, description="weights are copied as kernels like them; without, weights.bin stays mapped from the disk")
+    memory_arena: bool = Field(default=True, description="memory of a run is kept for the next one; without, it is given back")
 
 
 class Quantization(_Table):

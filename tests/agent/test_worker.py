@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
 
 from edge_agent.bundle import TensorInfo
@@ -92,3 +96,43 @@ def test_a_provider_may_keep_its_cache_in_the_deployment(tmp_path: Path) -> None
 def test_inputs_that_do_not_fit_are_told_what_would(feeds: dict[str, Any], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         conform(feeds, [TensorInfo("x", "float32", (None, 4))])
+
+
+_OPENED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from edge_agent.worker import open_session
+
+def own_bytes():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/smaps_rollup") if line.startswith("Anonymous:"))
+
+folder, profile = Path(sys.argv[1]), json.loads(sys.argv[2])
+open_session(folder, {**profile, "runtime": {**profile["runtime"], "prepacking": False}})  # what the first session sets up is not the weights'
+before = own_bytes()
+session = open_session(folder, profile)
+answer = session.run({"x": np.ones((1, 2048), np.float32)})["y"]
+print(json.dumps({"bytes": own_bytes() - before, "sum": float(answer.sum())}))
+"""
+
+
+def test_weights_stay_on_the_disk_where_the_profile_turns_prepacking_off(tmp_path: Path) -> None:
+    size = 2048
+    weights = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[size, size], data_location=TensorProto.EXTERNAL)
+    for key, value in (("location", "weights.bin"), ("offset", "0"), ("length", str(4 * size * size))):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    (tmp_path / "weights.bin").write_bytes(np.full(size * size, 0.5, np.float32).tobytes())
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, size]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", infos[:1], infos[1:], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    told = {}
+    for prepacking in (True, False):
+        profile = {**CPU_PROFILE, "runtime": {**CPU_PROFILE["runtime"], "prepacking": prepacking, "memory_arena": prepacking}}
+        done = subprocess.run([sys.executable, "-c", _OPENED, str(tmp_path), json.dumps(profile)], capture_output=True, text=True, check=True)
+        told[prepacking] = json.loads(done.stdout)
+    assert told[True]["sum"] == told[False]["sum"] == size * size / 2
+    assert told[False]["bytes"] < size * size  # a quarter of the weights
+    assert told[True]["bytes"] > 4 * size * size * 0.9
