@@ -249,7 +249,8 @@ class Server:
             return
         host = request.headers.get("host", "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if name.strip("[]") not in ("localhost", sock.getsockname()[0], *self.hosts):  # else a page rebinds its own name to our address
+        ours = {"localhost", sock.getsockname()[0], *(known.lower() for known in self.hosts)}
+        if name.strip("[]") not in ours:  # else a page rebinds its own name to our address
             raise HttpError(403, f"this address does not answer as `{name[:80]}`", "list the name under `hosts` in config.json", close=True)
         origin = request.headers.get("origin", f"http://{host}").lower()
         if origin != f"http://{host}":

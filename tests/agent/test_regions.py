@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from toys import Agent
 
 from edge_agent.bodies import HttpError
@@ -203,6 +205,27 @@ def test_the_limit_holds_for_what_lies_in_regions_too(regions: Regions) -> None:
     taken: list[int] = []
     request = filled(regions, {"inputs": inputs}, take=taken.append)
     assert taken == [len(request.body)]
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["r", "x", "other", "\ud800", ""]) | st.integers(0, 64)
+PARAMETERS = st.dictionaries(
+    st.sampled_from(["shared_memory_region", "shared_memory_byte_size", "shared_memory_offset", "binary_data_size", "binary_data"]), SCALARS
+)
+ENTRY = st.dictionaries(st.sampled_from(["name", "shape", "data"]), SCALARS) | st.fixed_dictionaries({"name": st.just("x"), "parameters": PARAMETERS | SCALARS})
+REQUEST = st.dictionaries(st.sampled_from(["inputs", "outputs", "parameters", "id"]), st.lists(ENTRY | SCALARS, max_size=3) | SCALARS | ENTRY)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(REQUEST, st.binary(max_size=40), st.integers(-3, 45))
+def test_any_request_is_filled_refused_or_left_to_the_worker(regions: Regions, document: Any, binary: bytes, off: int) -> None:
+    head = json.dumps(document).encode()
+    for header_bytes in (None, len(head), max(0, len(head) + off)):
+        try:
+            request = fill(regions, lambda: ME, bytearray(head + binary), header_bytes, lambda _: None, 4096)
+        except HttpError as error:
+            assert 400 <= error.status < 500
+        else:
+            assert len(request.body) <= max(4096, len(head) + len(binary))
 
 
 @pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET, socket.AF_INET6])

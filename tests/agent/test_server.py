@@ -332,6 +332,29 @@ def test_tcp_wants_the_token_and_offers_only_models(agent: Agent, tmp_path: Path
         assert token not in (agent.home / file).read_text()
 
 
+@pytest.mark.parametrize(("address", "reached", "authority"), [("0.0.0.0", "127.0.0.1", "127.0.0.1"), ("::1", "::1", "[::1]")])  # noqa: S104 - on request
+def test_tcp_opens_elsewhere_when_it_is_told_to_and_answers_to_names_that_the_file_lists(agent: Agent, address: str, reached: str, authority: str) -> None:
+    assert agent.stop() == 0
+    (agent.home / "config.json").write_text(json.dumps({"hosts": ["Camera.local"]}))
+    agent.start()
+    try:
+        reply = agent.verb("tcp", "0", "--address", address)
+    except AssertionError:
+        pytest.skip("no IPv6 here")
+    token, port = Path(reply["token_file"]).read_text().strip(), int(reply["url"].rsplit(":", 1)[1])
+    assert json.loads((agent.home / "config.json").read_text())["hosts"] == ["Camera.local"]
+
+    def status(host: str) -> int:
+        with socket.create_connection((reached, port)) as sock:
+            sock.sendall(f"GET /v2 HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nConnection: close\r\n\r\n".encode())
+            return int(received(sock)[9:12])
+
+    assert [status(host) for host in (authority, f"{authority}:{port}", "localhost", "camera.local:80", "evil.example", "")] == [200, 200, 200, 200, 403, 403]
+    assert agent.stop() == 0
+    agent.start()
+    assert status(authority) == 200
+
+
 def test_a_port_that_is_taken_is_a_sentence(shared: Agent) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
