@@ -84,8 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     activate.add_argument("digest")
     activate.add_argument("--signed", action="store_true", help="its SSH signature comes on standard input")
-    for name, meaning in PERMISSIONS.items():
-        activate.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
+    install = verb(
+        "install",
+        "make a bundle active that lies here, a folder or .tar",
+        lambda v, home, a: v.install(home, a.bundle, a.profile, permissions={name: getattr(a, name) for name in PERMISSIONS}),
+    )
+    install.add_argument("bundle", type=Path)
+    install.add_argument("--profile", metavar="NAME", help="which of the bundle's models; needed only where it holds several")
+    for one in (activate, install):
+        for name, meaning in PERMISSIONS.items():
+            one.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
     trust = verb("trust", "whose signatures this device takes", lambda v, home, a: v.trust(home, add=a.add, revoke=a.revoke))
     trust.add_argument("--add", action="store_true", help="one more, a line of allowed_signers on standard input")
     trust.add_argument("--revoke", metavar="FINGERPRINT", help="no longer that key, SHA256:…")

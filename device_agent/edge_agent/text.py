@@ -74,6 +74,10 @@ def _service(reply: Any) -> list[str]:
     return [f"systemd runs the agent (process {reply['pid']}) {boots}", *(f"  {unit}" for unit in reply["units"])]
 
 
+def _install(reply: Any) -> list[str]:
+    return [f"{reply['name']} release {reply['release']} is {reply['outcome']}, it answered correctly here ({reply['digest'][:19]})"]
+
+
 def _teardown(reply: Any) -> list[str]:
     kept = [f"kept, since it is not the agent's: {path}" for path in reply["kept"]]
     word = "would be removed" if reply["dry_run"] else "removed"
@@ -101,6 +105,7 @@ _RENDERINGS: dict[str, Callable[[Any], list[str]]] = {
     "status": _status,
     "report": _report,
     "infer": _infer,
+    "install": _install,
     "bench": _bench,
     "logs": _logs,
     "service": _service,

@@ -25,11 +25,12 @@ from urllib.parse import quote
 from edge_agent import home as homes
 from edge_agent import log
 from edge_agent import probe as facts_of
-from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, check_digest, check_name
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
 
 _START_S = 30
 _SILENCE_S = 30
+_JOB_WAIT_S = 20
 _CHUNK_BYTES = 1 << 18
 _MAX_INPUT_BYTES = 64 << 20
 _FACTS = ("architecture", "board", "cpu_model", "cores", "memory_bytes", "python", "governor", "temperature_c", "onnxruntime", "numpy")
@@ -202,6 +203,48 @@ def activate(home: Path, digest: str, *, signed: bool, permissions: dict[str, bo
     """With ``signed``, the signature comes on standard input. ``permissions``: what `edge_agent.deployments.Permissions` has."""
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
     return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "signature": signature, **permissions})
+
+
+def install(home: Path, path: Path, profile: str | None, *, permissions: dict[str, bool]) -> Any:
+    """A bundle that lies here, folder or .tar, as from a USB stick: the same transaction as from a host. Waits for its end."""
+    start(home)
+    try:
+        with Layout.open(path) as layout, Connection(home=home) as connection:
+            manifest = _chosen(layout, profile)
+            blobs = {blob.digest: blob for blob in manifest.blobs}
+            asked = {"digests": [{"digest": blob.digest, "size": blob.size} for blob in blobs.values()]}
+            for entry in _ask(home, "POST", "/edge/missing", asked)["missing"]:
+                blob, offset = blobs[entry["digest"]], entry["offset"]
+                target = f"/edge/blobs/{blob.digest[len('sha256:') :]}?size={blob.size}&offset={offset}"
+                connection.upload("PUT", target, blob.size - offset, _of_layout(layout, blob, offset))
+            signature = layout.signature(manifest.digest)
+    except (ClientError, BundleError) as error:
+        raise Failure(str(error), error.hint) from error
+    text = signature.decode("ascii", "replace") if signature else None
+    state = {"id": _ask(home, "POST", "/edge/activate", {"digest": manifest.digest, "signature": text, **permissions})["job"], "state": "running"}
+    while state["state"] == "running":
+        state = job(home, state["id"], _JOB_WAIT_S)
+    if state["state"] != "done":
+        raise Failure(state["error"]["message"], state["error"]["hint"])
+    return state["result"]
+
+
+def _chosen(layout: Layout, profile: str | None) -> Manifest:
+    manifests = layout.manifests()
+    if profile is None and len(manifests) > 1:
+        raise Failure(f"the bundle holds a model for each of {', '.join(manifests)}", "say which with --profile")
+    if profile is not None and profile not in manifests:
+        raise Failure(f"the bundle holds no model for {profile[:80]}, only for {', '.join(manifests)}", "say which with --profile")
+    return manifests[profile or next(iter(manifests))]
+
+
+def _of_layout(layout: Layout, blob: Descriptor, offset: int) -> Iterator[bytes]:
+    left = blob.size - offset
+    with layout.open_blob(blob.digest) as stream:
+        stream.seek(offset, io.SEEK_CUR)
+        while left and (chunk := stream.read(min(_CHUNK_BYTES, left))):
+            left -= len(chunk)
+            yield chunk
 
 
 def trust(home: Path, *, add: bool, revoke: str | None) -> Any:

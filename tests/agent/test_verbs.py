@@ -116,6 +116,22 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
 
 
 @pytest.mark.e2e
+def test_a_bundle_from_a_stick_is_the_same_transaction(idle: Agent, tmp_path: Path) -> None:
+    first, archive = make(tmp_path / "1", linear(2)), make(tmp_path / "2.tar", linear(3), release=2)
+    assert idle.verb("install", str(first))["outcome"] == "active"
+    assert idle.verb("install", str(first))["outcome"] == "unchanged"
+    installed = idle.verb("install", str(archive))
+    assert (installed["release"], installed["outcome"]) == ("2", "active")
+    assert "release 1 of toy is older than 2" in idle.verb("install", str(first), code=1)["error"]["message"]
+    assert idle.verb("install", str(first), "--allow-downgrade")["outcome"] == "active"
+    wrong = make(tmp_path / "3", linear(4), release=3, answers=[{"y": np.zeros((2, 3), np.float32)}, {"y": np.zeros((1, 3), np.float32)}])
+    assert "answers otherwise than the golden answers" in idle.verb("install", str(wrong), code=1)["error"]["message"]
+    assert "only for x86-cpu" in idle.verb("install", str(first), "--profile", "jetson", code=1)["error"]["message"]
+    assert "there is no bundle at" in idle.verb("install", str(tmp_path / "none"), code=1)["error"]["message"]
+    assert idle.verb("infer", "toy", "--golden")["agrees"] is True
+
+
+@pytest.mark.e2e
 def test_a_silent_sender_is_given_up_and_what_came_is_kept(idle: Agent) -> None:
     """With the silence cut to a second: nobody waits thirty in a test."""
     idle.verb("start")
