@@ -244,18 +244,19 @@ class Server:
         return Pace(self.room.limits.idle_s, self.room.limits.bytes_a_second)
 
     def _check_caller(self, request: Request, sock: socket.socket) -> None:
-        """Over TCP: the token, and no browser that was talked into asking. Raises HttpError."""
-        if self.token is None:
-            return
+        """No browser that was talked into asking; over TCP, the token. Raises HttpError."""
         host = request.headers.get("host", "").lower()
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        ours = {"localhost", sock.getsockname()[0], *(known.lower() for known in self.hosts)}
-        if name.strip("[]") not in ours:  # else a page rebinds its own name to our address
-            raise HttpError(403, f"this address does not answer as `{name[:80]}`", "list the name under `hosts` in config.json", close=True)
+        name = (host if host.endswith("]") else host.rpartition(":")[0] or host).strip("[]")
+        # A browser reaches a Unix socket, too, where somebody forwarded it to a port: `ssh -L 8000:….sock`. Other programs call us as they like.
+        if self.token is not None or "origin" in request.headers:
+            address = "127.0.0.1" if request.local else sock.getsockname()[0]
+            if name not in {"localhost", address, *(known.lower() for known in self.hosts)}:  # else a page rebinds its own name to our address
+                raise HttpError(403, f"this address does not answer as `{name[:80]}`", "list the name under `hosts` in config.json", close=True)
         origin = request.headers.get("origin", f"http://{host}").lower()
-        if origin != f"http://{host}":
+        open_to_all = request.path in _WITHOUT_TOKEN and request.method in ("GET", "HEAD")  # a link may lead there
+        if origin != f"http://{host}" or (request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not open_to_all):
             raise HttpError(403, "requests from other web pages are not answered", close=True)
-        if request.path in _WITHOUT_TOKEN and request.method in ("GET", "HEAD"):
+        if self.token is None or open_to_all:
             return
         given = request.headers.get("authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"Bearer {self.token}".encode()):

@@ -283,6 +283,23 @@ def test_a_busy_model_does_not_hold_up_the_others(shared: Agent, tmp_path: Path)
     shared.ask("DELETE", "/edge/models/counter")
 
 
+@pytest.mark.parametrize(
+    ("headers", "target", "status"),
+    [
+        ("Host: anything", "/edge/alive", 200),
+        ("Host: localhost:8000\r\nOrigin: http://localhost:8000", "/edge/alive", 200),
+        ("Host: localhost:8000\r\nOrigin: http://evil.example", "/edge/alive", 403),
+        ("Host: rebound.example:8000\r\nOrigin: http://rebound.example:8000", "/edge/alive", 403),
+        ("Host: localhost:8000\r\nOrigin: null", "/edge/alive", 403),
+        ("Host: localhost:8000\r\nSec-Fetch-Site: cross-site", "/edge/alive", 403),
+        ("Host: localhost:8000\r\nSec-Fetch-Site: same-origin", "/status.json", 200),
+        ("Host: localhost:8000\r\nSec-Fetch-Site: cross-site", "/", 200),
+    ],
+)
+def test_a_socket_that_was_forwarded_to_a_port_is_closed_to_other_pages(shared: Agent, headers: str, target: str, status: int) -> None:
+    assert raw(shared, f"GET {target} HTTP/1.1\r\n{headers}\r\n\r\n".encode()).split()[1] == str(status).encode()
+
+
 def test_tcp_wants_the_token_and_offers_only_models(agent: Agent, tmp_path: Path) -> None:
     assert agent.activate(make(tmp_path / "1"))["state"] == "done"
     reply = agent.verb("tcp", "0")
