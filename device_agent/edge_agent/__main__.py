@@ -143,7 +143,6 @@ def _parser() -> argparse.ArgumentParser:
     teardown.add_argument("--yes", action="store_true", help="without asking")
     teardown.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
-    verb("zygote", None, lambda v, home, a: v.zygote(home, a.descriptor)).add_argument("descriptor", type=int)
     trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
     for child in (trial, racer):

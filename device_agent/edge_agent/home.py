@@ -58,10 +58,15 @@ def code_folder() -> Path:
 
 def child(verb: str, *arguments: str, home: Path) -> dict[str, Any]:
     """What Popen needs to run a verb with this code: from the unpacked folder, a virtual environment or a checkout alike."""
+    return module("edge_agent", verb, *arguments, home=home)
+
+
+def module(name: str, *arguments: str, home: Path) -> dict[str, Any]:
+    """The same for a module of its own, without what all verbs import."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}  # `-m` finds us by the working folder
     environment["EDGE_AGENT_HOME"] = str(home)
     environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: nothing here multiplies matrices with it, and the zygote has one thread
-    return {"args": [sys.executable, "-m", "edge_agent", verb, *arguments], "cwd": str(code_folder()), "env": environment}
+    return {"args": [sys.executable, "-m", name, *arguments], "cwd": str(code_folder()), "env": environment}
 
 
 def use_runtime(home: Path) -> None:

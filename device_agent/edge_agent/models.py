@@ -1,6 +1,6 @@
 """The models that answer now: which worker a request goes to, and what is counted about it.
 
-    models = Models(home, store, journal, limits)
+    models = Models(home, store, journal, limits, zygote)
     models.boot()                              # what was active when the agent ended
     models.infer("ocr", header_bytes, body)
     models.route("ocr", model)                 # requests go to this one from now on
@@ -53,10 +53,10 @@ class Active:
 class Models:
     """Every active model, by name. Any thread may ask."""
 
-    def __init__(self, home: Path, store: Store, journal: Journal, limits: Limits) -> None:
+    def __init__(self, home: Path, store: Store, journal: Journal, limits: Limits, zygote: Zygote) -> None:
         self._home, self._store, self._journal, self._limits = home, store, journal, limits
         self._ledger = Ledger(home / "latency")
-        self._zygote = Zygote(home)
+        self._zygote = zygote
         self._lock = threading.Condition()
         self._closed = False
         self._active: dict[str, Active] = {}

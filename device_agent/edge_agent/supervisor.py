@@ -8,7 +8,6 @@ Two never run on one folder: the lock file says who does.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import re
@@ -19,7 +18,6 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +33,16 @@ from edge_agent.races import Races
 from edge_agent.regions import Regions
 from edge_agent.server import Room, Server
 from edge_agent.store import Store, write_atomically
+from edge_agent.zygote import Zygote
 
 SAVE_EVERY_S = 60  # flash wears: nothing is written more often than this
 _LOOPBACK = "127.0.0.1"
 
 
-class AlreadyRunning(Exception):
-    """Another agent holds this folder."""
-
-    def __init__(self, home: Path, pid: str) -> None:
-        super().__init__(f"an agent already runs on {home}" + (f" (process {pid})" if pid else ""))
-        self.hint = "`edge-agent stop` ends it"
-
-
 class Agent:
     """What the routes work on."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, zygote: Zygote) -> None:
         self.home = home
         self.since = now()
         self.config = configuration.read(home)
@@ -59,7 +50,7 @@ class Agent:
         self.journal = Journal(home)
         self.history = History(self.journal.path)
         self.store = Store(home)
-        self.models = Models(home, self.store, self.journal, self.config.limits)
+        self.models = Models(home, self.store, self.journal, self.config.limits, zygote)
         self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)
         self.models.damaged = self.deployments.recover
         self.models.crashed = self.deployments.crashed
@@ -149,52 +140,33 @@ class Agent:
         self.regions.close()
 
 
-def serve(home: Path) -> None:
-    """Run the agent. Raises AlreadyRunning, ConfigError, or OSError if the folder cannot be used."""
-    os.umask(0o027)
-    home.mkdir(parents=True, exist_ok=True, mode=0o750)
+def serve(home: Path, zygote: Zygote) -> None:
+    """Run the agent on a folder that is held, its log opened. Raises ConfigError, or OSError if the folder cannot be used."""
     lent = systemd.inherited(socket_path(home))
-    with _locked(home), log.opened(home / "agent.log"):
-        agent = Agent(home)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda *_: agent.stop())
-        server = Server(
-            lent or _unix_listener(socket_path(home), agent.config.socket),
-            functools.partial(api.respond, agent),
-            most_connections=agent.config.limits.connections,
-            room=agent.room,
-        )
-        agent.journal.append("started", version=__version__, pid=os.getpid())
-        agent.models.boot()
-        _reopen_tcp(agent)
-        server.start()
-        systemd.notify("READY=1")
-        try:
-            agent.wait()
-        finally:
-            systemd.notify("STOPPING=1")
-            if lent is None:
-                with contextlib.suppress(FileNotFoundError):
-                    socket_path(home).unlink()
-            server.stop()
-            agent.close()
-            agent.journal.append("stopped", pid=os.getpid())
-
-
-@contextlib.contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Hold the folder. The kernel frees the lock of a process that died."""
-    descriptor = os.open(home / "agent.lock", os.O_RDWR | os.O_CREAT, 0o640)
+    agent = Agent(home, zygote)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: agent.stop())
+    server = Server(
+        lent or _unix_listener(socket_path(home), agent.config.socket),
+        functools.partial(api.respond, agent),
+        most_connections=agent.config.limits.connections,
+        room=agent.room,
+    )
+    agent.journal.append("started", version=__version__, pid=os.getpid())
+    agent.models.boot()
+    _reopen_tcp(agent)
+    server.start()
+    systemd.notify("READY=1")
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning(home, os.read(descriptor, 20).decode("ascii", "replace").strip()) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
-        yield
+        agent.wait()
     finally:
-        os.close(descriptor)
+        systemd.notify("STOPPING=1")
+        if lent is None:
+            with contextlib.suppress(FileNotFoundError):
+                socket_path(home).unlink()
+        server.stop()
+        agent.close()
+        agent.journal.append("stopped", pid=os.getpid())
 
 
 def _unix_listener(path: Path, access: SocketAccess) -> socket.socket:

@@ -50,15 +50,23 @@ def probe(home: Path) -> dict[str, Any]:
 
 def serve(home: Path) -> None:
     """Returns when the agent has ended."""
+    from edge_agent import lock, log
     from edge_agent.config import ConfigError
-    from edge_agent.supervisor import AlreadyRunning
-    from edge_agent.supervisor import serve as run
+    from edge_agent.zygote import Zygote
 
     if sys.stderr.isatty():
         sys.stderr.write(f"the agent runs on {home}; it says what it does in {home / 'agent.log'}\n")
+    os.umask(0o027)
     try:
-        run(home)
-    except (AlreadyRunning, ConfigError) as error:
+        home.mkdir(parents=True, exist_ok=True, mode=0o750)
+        with lock.held(home), log.opened(home / "agent.log"):
+            zygote = Zygote(home)
+            if any((home / "active").glob("*")):
+                zygote.start()  # it imports while we do
+            from edge_agent.supervisor import serve as run
+
+            run(home, zygote)
+    except (lock.AlreadyRunning, ConfigError) as error:
         raise Failure(str(error), error.hint) from error
     except OSError as error:
         raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
@@ -364,15 +372,8 @@ def bench(home: Path, name: str, *, runs: int, warmup: int) -> Any:
     }
 
 
-def zygote(home: Path, descriptor: int) -> None:
-    """A child of the supervisor: never started by hand."""
-    from edge_agent import zygote as zygotes
-
-    sys.exit(zygotes.serve(home, descriptor))
-
-
 def trial(home: Path, folder: Path, descriptor: int) -> None:
-    """Likewise."""
+    """A child of the supervisor: never started by hand."""
     homes.use_runtime(home)
     from edge_agent import trial as trials
 

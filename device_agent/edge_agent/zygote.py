@@ -24,7 +24,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from edge_agent.home import child, use_runtime
+from edge_agent.home import module, resolve, use_runtime
 
 _MESSAGE_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -107,7 +107,7 @@ class Zygote:
             with theirs:
                 try:
                     process = subprocess.Popen(
-                        **child("zygote", str(theirs.fileno()), home=self._home), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=2
+                        **module("edge_agent.zygote", str(theirs.fileno()), home=self._home), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=2
                     )
                 except BaseException:
                     ours.close()
@@ -243,3 +243,7 @@ def _write(path: str, text: str) -> None:
     """Of a kernel that has no such file, or forbids it."""
     with contextlib.suppress(OSError), open(path, "w", encoding="utf-8") as stream:
         stream.write(text)
+
+
+if __name__ == "__main__":
+    sys.exit(serve(resolve(), int(sys.argv[1])))

@@ -22,6 +22,7 @@ from edge_agent.journal import Journal
 from edge_agent.models import Models
 from edge_agent.protocol import decode_response, encode_request
 from edge_agent.store import Deployment, Store
+from edge_agent.zygote import Zygote
 
 ONES = np.ones((1, 4), np.float32)
 
@@ -63,7 +64,7 @@ class Inside:
 
     def __init__(self, home: Path) -> None:
         self.store, self.journal = Store(home), Journal(home)
-        self.models = Models(home, self.store, self.journal, Limits())
+        self.models = Models(home, self.store, self.journal, Limits(), Zygote(home))
         self.deployments = Deployments(home, self.store, self.models, self.journal)
 
     def laid_out(self, bundle: Path) -> Deployment:

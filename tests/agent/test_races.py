@@ -25,6 +25,7 @@ from edge_agent.models import Models
 from edge_agent.race import read_feeds
 from edge_agent.races import Races, UnknownRace
 from edge_agent.store import Store
+from edge_agent.zygote import Zygote
 
 SESSION = "0123456789abcdef"
 X = {"x": np.ones((64, 256), np.float32)}
@@ -256,7 +257,7 @@ def external_weights(location: str) -> bytes:
 @pytest.fixture
 def deployments(tmp_path: Path) -> Deployments:
     store, journal = Store(tmp_path), Journal(tmp_path)
-    return Deployments(tmp_path, store, Models(tmp_path, store, journal, Limits()), journal)
+    return Deployments(tmp_path, store, Models(tmp_path, store, journal, Limits(), Zygote(tmp_path)), journal)
 
 
 def test_a_race_waits_until_no_deployment_is_under_way_and_the_next_one_for_it(deployments: Deployments) -> None:

@@ -254,7 +254,7 @@ class Agent:
     def zygote(self) -> int:
         """The process that they are forked from."""
         assert self.process is not None
-        (pid,) = [pid for pid in self._children(self.process.pid) if "edge_agent\0zygote\0" in arguments(pid)]
+        (pid,) = [pid for pid in self._children(self.process.pid) if "edge_agent.zygote\0" in arguments(pid)]
         return pid
 
     def _children(self, parent: int) -> list[int]:
