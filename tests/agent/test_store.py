@@ -16,7 +16,8 @@ from toys import linear, make
 from edge_agent.blobs import Damaged, DiskFull, StoreError
 from edge_agent.bundle import Description, Descriptor, Layout, Manifest, digest_of
 from edge_agent.delta import MAGIC
-from edge_agent.journal import Journal, tail
+from edge_agent.journal import Journal
+from edge_agent.log import newest
 from edge_agent.store import Store, write_atomically
 
 DATA = bytes(range(256)) * 100
@@ -237,9 +238,9 @@ def test_the_journal_is_appended_and_read_from_its_end(tmp_path: Path, capsys: p
     journal = Journal(tmp_path)
     for number in range(3):
         journal.append("happened", number=number)
-    assert ['"number": 1' in line for line in tail(journal.path, 2)] == [True, False]
-    assert len(tail(journal.path, 10)) == 3
-    assert tail(tmp_path / "none", 10) == []
+    assert ['"number": 1' in line for line in newest(journal.path, 2)] == [True, False]
+    assert len(newest(journal.path, 10)) == 3
+    assert newest(tmp_path / "none", 10) == []
     assert capsys.readouterr().err.count("happened") == 3
 
 
