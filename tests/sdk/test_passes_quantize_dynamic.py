@@ -273,3 +273,15 @@ def test_the_real_recurrent_model_is_a_third_as_large_and_answers_nearly_the_sam
         expected, found = answers(model, feeds)["logits"], answers(quantized, feeds)["logits"]
         assert expected.argmax() == found.argmax()
         assert np.linalg.norm(expected - found) < 0.1 * np.linalg.norm(expected)
+
+
+def test_products_that_follow_one_another() -> None:
+    weights = {"w0": numbers(32, 32, scale=0.2), "w1": numbers(32, 32, seed=1, scale=0.2)}
+    chain = [node("MatMul", [f"h{i}" if i else "x", f"w{i % 2}"], [f"h{i + 1}" if i < 3 else "y"]) for i in range(4)]
+    model = build(chain, inputs={"x": (2, 32)}, outputs={"y": (2, 32)}, weights=weights)
+    x = numbers(2, 32, seed=5)
+    expected = answers(model, {"x": x})["y"]
+    for name in ("quantize_dynamic", "quantize_weights"):
+        made = passes.PASSES[name](model)
+        assert operators(made) != operators(model)
+        np.testing.assert_allclose(answers(made, {"x": x})["y"], expected, atol=0.1 * float(np.abs(expected).max()))

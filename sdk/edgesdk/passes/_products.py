@@ -18,11 +18,17 @@ class Product:
     """A MatMul or Gemm that answers ``given · matrix + bias``. ``key`` is the same where the same constant, ``weight``, is meant the same way."""
 
     node: onnx_ir.Node
-    given: onnx_ir.Value
     weight: str
     matrix: Array  # float32, [inputs, outputs], Gemm's alpha and transB within
     bias: Array | None  # float32, [outputs], or whatever else a Gemm adds; its beta within
     key: tuple[object, ...]
+
+    @property
+    def given(self) -> onnx_ir.Value:
+        """As the graph is now: the product before this one may have been replaced."""
+        value = self.node.inputs[0]
+        assert value is not None
+        return value
 
 
 def products(model: Model, operators: Iterable[str], exclude: Iterable[str]) -> list[Product]:
@@ -58,7 +64,7 @@ def _product(node: onnx_ir.Node) -> Product | None:
         return None
     if bias is not None and (bias.size == 1 or (bias.size == bias.shape[-1] == matrix.shape[1])):
         bias = np.broadcast_to(bias.reshape(-1), matrix.shape[1])  # the form in which onnxruntime takes it into its kernel
-    return Product(node, given, str(value.name), matrix, bias, (value, swap, factor))
+    return Product(node, str(value.name), matrix, bias, (value, swap, factor))
 
 
 def with_bias(product: Product, last: onnx_ir.Node) -> list[onnx_ir.Node]:
