@@ -120,6 +120,7 @@ class Description:
     ir_version: int
     tolerance: dict[str, float]  # output -> greatest absolute difference from the golden answer
     top1: bool  # the golden answers' argmax over the last axis must agree too
+    macs: Mapping[str, int] | None = None  # multiply-accumulates by node, where the profile wants them placed
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -158,6 +159,7 @@ def parse_description(raw: bytes) -> Description:
             ir_version=int(model["ir_version"]),
             tolerance={str(k): float(v) for k, v in golden["tolerance"].items()},
             top1=bool(golden["top1"]),
+            macs={str(node): int(count) for node, count in model["macs"].items()} if "macs" in model else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"bundle.json is malformed: {error!r}", "package the model again") from error

@@ -14,11 +14,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from edge_agent import externals, frames, golden, latency, worker
+from edge_agent import externals, frames, golden, latency, placement, worker
 from edge_agent.bundle import BundleError, Description, parse_description
 from edge_agent.client import connect
 from edge_agent.connection import ClientError
 from edge_agent.home import version_of
+from edge_agent.placement import CPU, Placement
 from edge_agent.worker import SessionError
 
 _MOST_WARMUP = 9
@@ -64,6 +65,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
     load_ms = round((time.perf_counter_ns() - begin) / 1e6, 3)
     if (names_of(session.inputs), names_of(session.outputs)) != (names_of(description.inputs), names_of(description.outputs)):
         raise Refused("the model's inputs or outputs are not those that bundle.json names", "package the model again")
+    placed = check_placement(profile, session, description, as_profile=as_profile)
     frames.send(sock, {"stage": "trial"})
     try:
         worst = golden.worst_of([golden.compare(sample.answers, session.run(sample.feeds), description) for sample in samples])
@@ -79,6 +81,7 @@ def trial(sock: socket.socket, folder: Path, description: Description, *, as_pro
         "latency_ms": {"p50": found.p50, "p90": found.p90, "p99": found.p99},
         "provider": session.providers[0],
         "nodes": session.nodes,
+        "placement": placed.to_dict() if placed else None,
         "runs": len(times),
         "warmup": warmup,
     }
@@ -125,6 +128,24 @@ def check_needs(profile: dict[str, Any], description: Description) -> None:
             "run `edgesdk setup HOST`, or package for an older opset",
         )
     worker.choose_providers(profile, onnxruntime.get_available_providers())
+
+
+def check_placement(profile: dict[str, Any], session: worker.Session, description: Description, *, as_profile: bool) -> Placement | None:
+    """The profile's contract: so much of the model runs on the accelerator. None where it wants nothing. Raises Refused."""
+    least = float(profile.get("runtime", {}).get("least_placed", 0))
+    if not least:
+        return None
+    if as_profile:
+        return placement.unchecked(least, "placement not checked: another device's profile is tried here")
+    if session.providers == [CPU]:  # its rule for missing providers was asked, and let that be
+        return placement.unchecked(least, "placement not checked: no accelerator is here, and the profile lets the CPU take its place")
+    placed = placement.judge(session.placed, description.macs, least=least)
+    if placed.kept is False:
+        raise Refused(
+            f"{placed.said}: {placement.listed(placed.fell)} fell to the CPU",
+            "`edgesdk check` says what the accelerator does not take; package with another scheme, or set runtime.least_placed in a profile of your own",
+        )
+    return placed
 
 
 def _read(path: Path) -> bytes:

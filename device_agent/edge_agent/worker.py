@@ -15,12 +15,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from edge_agent import placement
 from edge_agent.bundle import BundleError, TensorInfo
+from edge_agent.placement import CPU, Node
 from edge_agent.protocol import ProtocolError
 
 Array = NDArray[Any]
-
-CPU = "CPUExecutionProvider"
 
 # onnxruntime's names of element types, and numpy's as bundle.json has them.
 _DTYPES = {
@@ -65,6 +65,7 @@ class Session:
     outputs: tuple[TensorInfo, ...]
     providers: list[str]
     nodes: str
+    placed: tuple[Node, ...] | None  # the same, node by node; None where onnxruntime does not tell
     threads: int  # within an operator
     _handle: Any
 
@@ -106,11 +107,13 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
     taken = handle.get_providers()
     if chosen[0]["name"] not in taken:  # onnxruntime has it, its libraries do not load here
         _missing(profile, chosen[0]["name"], taken)
+    placed = placement.nodes_of(handle)
     return Session(
         tuple(map(_info, handle.get_inputs())),
         tuple(map(_info, handle.get_outputs())),
         taken,
-        _placement(handle, taken),
+        placement.in_words(placed, taken),
+        placed,
         wanted or len(os.sched_getaffinity(0)),
         handle,
     )
@@ -192,22 +195,6 @@ def _missing(profile: Mapping[str, Any], provider: str, there: Sequence[str]) ->
         )
     if rule == "warn":
         os.write(2, f"warning: {provider} is not available here, the model runs on {', '.join(there)}\n".encode())
-
-
-def _placement(handle: Any, taken: Sequence[str]) -> str:
-    """What ran where. onnxruntime tells from 1.24 on."""
-    if hasattr(handle, "get_provider_graph_assignment_info"):
-        counts: dict[str, int] = {}
-        for part in handle.get_provider_graph_assignment_info():
-            counts[part.ep_name] = counts.get(part.ep_name, 0) + len(part.get_nodes())
-        total = sum(counts.values())
-        if total:
-            return ", ".join(f"{count} of {total} nodes on {_short(provider)}" for provider, count in sorted(counts.items(), key=lambda item: -item[1]))
-    return f"all nodes on {_short(CPU)}" if list(taken) == [CPU] else ""
-
-
-def _short(provider: str) -> str:
-    return provider[: -len("ExecutionProvider")] if provider.endswith("ExecutionProvider") else provider
 
 
 def _info(tensor: Any) -> TensorInfo:

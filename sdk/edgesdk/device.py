@@ -83,6 +83,7 @@ class Deployment:
     bytes_sent: int = 0
     seconds: float = 0.0
     first_answer_ms: float | None = None
+    placement: str | None = None  # how much the accelerator computes, where the profile wants that; or why it is not known
     error: dict[str, str] | None = None  # message and hint
 
     @property
@@ -154,6 +155,7 @@ def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow
         bytes_sent=bytes_sent,
         seconds=time.monotonic() - begin,
         first_answer_ms=result.first_answer_ms,
+        placement=result.trial.placement.said if result.trial and result.trial.placement else None,
     )
 
 

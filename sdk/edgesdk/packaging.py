@@ -144,7 +144,8 @@ def _package_for(profile: Profile, source: Source, request: Request, progress: P
     _enforce(profile, accuracy, speed, sum(map(len, files.values())))
     progress("golden answers", 0, 0)
     answers = golden.record(source.run, runner(choice.model, optimize=here, threads=1), source.held_back, source.inputs, source.outputs)
-    return Made(profile, source, choice, accuracy, speed, integers, pruned, answers, files, time.monotonic() - began)
+    counted = costs.macs(choice.model, costs.shapes(choice.model, source.held_back[0])) if profile.runtime.least_placed else None
+    return Made(profile, source, choice, accuracy, speed, integers, pruned, answers, counted, files, time.monotonic() - began)
 
 
 @contextmanager
@@ -250,6 +251,7 @@ class Made:
     integers: Agreement | None  # of the hardware's whole numbers with the file
     pruned: float | None  # share of the multiply-accumulates that is gone, where channels were pruned
     golden: golden.Golden
+    macs: dict[str, int] | None  # by node, where the profile says how many the accelerator must run
     model: dict[str, bytes]  # the model's own files
     seconds: float
 
@@ -294,6 +296,7 @@ class Made:
                 "outputs": [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in graph.outputs(self.choice.model)],
                 "opset": described.opset,
                 "ir_version": described.ir_version,
+                **({"macs": self.macs} if self.macs is not None else {}),
             },
             "needs": {"onnxruntime": graph.oldest_onnxruntime(self.choice.model)},
             "golden": {

@@ -48,6 +48,9 @@ class Runtime(_Table):
 
     on_missing_provider: Literal["refuse", "warn", "fallback"] = Field("fallback", description="what to do when the first provider is not installed")
     prefer_installed: bool = Field(default=False, description="keep the onnxruntime that the board's vendor installed, never send one")
+    least_placed: float = Field(
+        0.0, ge=0, le=1, description="share of the multiply-accumulates that the accelerator must run, not the CPU: else a device refuses; 0: none"
+    )
     onnxruntime: str = Field("", description="the version that the board's vendor ships, where it is fixed")
     intra_op_threads: int = Field(0, ge=0, description="threads within an operator; 0: one for each core")
     allow_spinning: bool = Field(default=True, description="threads wait busily: faster, and hot")

@@ -144,6 +144,16 @@ class Difference(Reply):
     tolerance: float
 
 
+class Placed(Reply):
+    """How much of the model the accelerator computes. ``kept``: None where that is not known."""
+
+    share: float | None = None
+    least: float
+    kept: bool | None = None
+    said: Text
+    fell: tuple[Text, ...] = ()
+
+
 class Trial(Reply):
     """How the model did on the device before it was switched to."""
 
@@ -151,6 +161,8 @@ class Trial(Reply):
     load_ms: float | None = None
     latency_ms: Percentiles | None = None
     provider: Text = ""
+    nodes: Text = ""
+    placement: Placed | None = None
     runs: Count | None = None
     warmup: Count | None = None
 

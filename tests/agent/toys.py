@@ -121,6 +121,7 @@ def make(
     top1: bool = False,
     profile: dict[str, Any] | None = None,
     onnxruntime: str = "1.16.0",
+    macs: dict[str, int] | None = None,
 ) -> Path:
     """A bundle as `edgesdk package` writes it. ``answers`` are those of onnxruntime here, unless others are given."""
     model = linear() if model is None else model
@@ -133,7 +134,7 @@ def make(
         "name": name,
         "release": release,
         "profile": profile["name"],
-        "model": {"inputs": inputs, "outputs": outputs, "opset": 17, "ir_version": 8},
+        "model": {"inputs": inputs, "outputs": outputs, "opset": 17, "ir_version": 8, **({"macs": macs} if macs else {})},
         "needs": {"onnxruntime": onnxruntime},
         "golden": {"samples": len(feeds), "tolerance": {output["name"]: tolerance for output in outputs}, "top1": top1, "source": "generated"},
         "source": {"digest": bundle.digest_of(model)},

@@ -353,7 +353,7 @@ def test_what_goes_wrong_with_one_of_many_is_in_its_result(tmp_path: Path) -> No
     assert (failed.outcome, failed.worked) == ("failed", False) and failed.error and "is no host" in failed.error["message"]
     missing = device.attempt("local", tmp_path / "nothing")
     assert missing.error and "there is no bundle" in missing.error["message"]
-    assert list(missing.to_dict()) == ["host", "outcome", "digest", "previous", "blobs_sent", "bytes_sent", "seconds", "first_answer_ms", "error"]
+    assert list(missing.to_dict()) == ["host", "outcome", "digest", "previous", "blobs_sent", "bytes_sent", "seconds", "first_answer_ms", "placement", "error"]
 
 
 def test_inputs_of_any_name_and_text_travel_without_pickle() -> None:

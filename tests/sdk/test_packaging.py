@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import pytest
 
@@ -92,6 +93,18 @@ def test_inputs_and_outputs_stay_what_they_were(packaged: Packaged) -> None:
         description = layout.description(layout.manifests()["raspberry-pi-5"])
     assert [(t.name, t.dtype, t.shape) for t in description.inputs] == [(t.name, t.dtype, t.shape) for t in graph.inputs(before)]
     assert [(t.name, t.dtype) for t in description.outputs] == [(t.name, t.dtype) for t in graph.outputs(before)]
+
+
+def test_a_bundle_for_an_accelerator_says_what_its_nodes_cost(folder: Path, tmp_path: Path, packaged: Packaged) -> None:
+    made = packaging.package(request_for(folder, "jetson", output=tmp_path / "b", evaluate=None))[0]
+    with Layout.open(made.bundle) as layout:
+        manifest = layout.manifests()["jetson"]
+        macs, model = layout.description(manifest).macs, onnx.load_from_string(layout.blob(manifest.layer("model.onnx").digest))
+    assert macs
+    assert set(macs) <= {node.name for node in model.graph.node}
+    assert sum(macs.values()) > 0
+    with Layout.open(packaged.bundle) as layout:
+        assert layout.description(layout.manifests()["raspberry-pi-5"]).macs is None
 
 
 def test_packaging_the_same_again_keeps_the_release_and_something_else_is_the_next(folder: Path, tmp_path: Path) -> None:

@@ -238,7 +238,8 @@ def teardown(
 def _deployed(one: "Deployment") -> str:
     first = f", first answer {one.first_answer_ms:.2f} ms" if one.first_answer_ms is not None else ""
     sent = f"{one.blobs_sent} blobs, {bytes_text(one.bytes_sent)} sent"
-    return f"{one.host}: {one.outcome} {(one.digest or '')[7:19]}, it answered correctly there ({sent}, {one.seconds:.1f} s{first})"
+    placed = f"; {one.placement}" if one.placement else ""
+    return f"{one.host}: {one.outcome} {(one.digest or '')[7:19]}, it answered correctly there ({sent}, {one.seconds:.1f} s{first}){placed}"
 
 
 def _condition(device: "DeviceFacts") -> list[str]:
