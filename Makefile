@@ -12,7 +12,7 @@ BROWSER ?= 1
 BARE ?= 1
 endif
 
-.PHONY: demo test unit test-oldest test-quark check suite-data suite bench lock clean
+.PHONY: demo test unit test-oldest test-openvino test-quark check suite-data suite bench lock clean
 
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
@@ -26,12 +26,20 @@ unit: $(READY) # seconds: for while you work
 test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime and numpy that it promises
 	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
 
+test-openvino: .venv-openvino/.ready # the agent with a provider that compiles
+	PYTHONPATH=device_agent .venv-openvino/bin/python -m pytest tests/agent/test_openvino.py tests/agent/test_placement.py tests/agent/test_worker.py $(ARGS)
+
 test-quark: $(READY) .venv-quark/.ready # AMD's own quantizer for the DPU as an oracle: 1.5 GB, two minutes
 	$(BIN)/python -m pytest tests/oracles $(ARGS)
 
 .venv-quark/.ready: tests/oracles/quark/requirements.txt
 	$(PYTHON) -m venv .venv-quark
 	.venv-quark/bin/python -m pip install --quiet -r tests/oracles/quark/requirements.txt
+	@touch $@
+
+.venv-openvino/.ready: requirements-openvino.txt
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet -r requirements-openvino.txt
 	@touch $@
 
 .venv-oldest/.ready: requirements-oldest.txt
@@ -112,4 +120,4 @@ lock: # the pins, from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-oldest .venv-peers .venv-quark .cache bundles
+	rm -rf .venv .venv-oldest .venv-openvino .venv-peers .venv-quark .cache bundles

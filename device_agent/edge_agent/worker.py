@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ _DTYPES = {
     "double": "float64",
     "string": "string",
 }
+_WHERE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\) ")  # file, line and signature, which onnxruntime puts before what it has to say
 _QUIET = 3  # onnxruntime's severity: errors only
 
 
@@ -88,24 +90,10 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
 
     wanted = threads if threads is not None else int(profile.get("runtime", {}).get("intra_op_threads", 0))
     chosen = choose_providers(profile, onnxruntime.get_available_providers())
-    cache = folder / "cache"
-    options = [{key: value.replace("{home}", str(cache)) for key, value in entry.get("options", {}).items()} for entry in chosen]
-    if any(str(cache) in value for entry in options for value in entry.values()):
-        cache.mkdir(exist_ok=True)
     onnxruntime.set_default_logger_severity(_QUIET)
-    try:
-        handle = onnxruntime.InferenceSession(
-            str(folder / "model.onnx"),
-            _session_options(profile, wanted, optimize=optimize),
-            providers=[entry["name"] for entry in chosen],
-            provider_options=options,
-        )
-    except _runtime_errors() as error:
-        raise SessionError(
-            f"onnxruntime {onnxruntime.__version__} cannot open the model: {_first_line(error)}", "does this version read the model's opset?"
-        ) from error
+    handle = _opened(folder, profile, chosen, _session_options(profile, wanted, optimize=optimize))
     taken = handle.get_providers()
-    if chosen[0]["name"] not in taken:  # onnxruntime has it, its libraries do not load here
+    if chosen[0]["name"] not in taken:  # onnxruntime has it, and it does not work here
         _missing(profile, chosen[0]["name"], taken)
     placed = placement.nodes_of(handle)
     return Session(
@@ -117,6 +105,33 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
         wanted or len(os.sched_getaffinity(0)),
         handle,
     )
+
+
+def _opened(folder: Path, profile: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], options: Any) -> Any:
+    """With those providers; without the first of them where it fails and the profile lets that be. Raises SessionError."""
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(
+            str(folder / "model.onnx"),
+            options,
+            providers=[entry["name"] for entry in chosen],
+            provider_options=[_provider_options(entry, folder / "cache") for entry in chosen],
+            enable_fallback=0,  # else a provider that fails, even in the middle of a request, is silently the CPU
+        )
+    except _runtime_errors() as error:
+        if len(chosen) > 1 and _rule(profile) != "refuse":
+            return _opened(folder, profile, chosen[1:], options)
+        raise SessionError(
+            f"onnxruntime {onnxruntime.__version__} cannot open the model: {_first_line(error)}", "does this version read the model's opset?"
+        ) from error
+
+
+def _provider_options(entry: Mapping[str, Any], cache: Path) -> dict[str, str]:
+    options = entry.get("options", {})
+    if any("{home}" in value for value in options.values()):
+        cache.mkdir(exist_ok=True)
+    return {key: value.replace("{home}", str(cache)) for key, value in options.items()}
 
 
 def choose_providers(profile: Mapping[str, Any], available: Sequence[str]) -> list[dict[str, Any]]:
@@ -185,9 +200,13 @@ def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool
     return options
 
 
+def _rule(profile: Mapping[str, Any]) -> str:
+    return str(profile.get("runtime", {}).get("on_missing_provider", "fallback"))
+
+
 def _missing(profile: Mapping[str, Any], provider: str, there: Sequence[str]) -> None:
     """Obey the profile's rule."""
-    rule = profile.get("runtime", {}).get("on_missing_provider", "fallback")
+    rule = _rule(profile)
     if rule == "refuse":
         raise ProviderMissing(
             f"the profile {profile.get('name', '?')} wants {provider}, this onnxruntime offers {', '.join(there)}",
@@ -225,7 +244,7 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return _WHERE.sub("", " ".join(str(error).split()))[:300]
 
 
 def _listed(names: Any) -> str:
