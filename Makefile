@@ -27,7 +27,7 @@ test-oldest: .venv-oldest/.ready sshd # the agent under the oldest onnxruntime a
 	PYTHONPATH=device_agent .venv-oldest/bin/python -m pytest -n 2 --dist loadfile tests/agent $(ARGS)
 
 test-openvino: .venv-openvino/.ready # the agent with a provider that compiles
-	PYTHONPATH=device_agent .venv-openvino/bin/python -m pytest tests/agent/test_openvino.py tests/agent/test_placement.py tests/agent/test_worker.py $(ARGS)
+	PYTHONPATH=device_agent .venv-openvino/bin/python -m pytest tests/agent/test_openvino.py tests/agent/test_engines.py tests/agent/test_placement.py tests/agent/test_worker.py $(ARGS)
 
 test-quark: $(READY) .venv-quark/.ready # AMD's own quantizer for the DPU as an oracle: 1.5 GB, two minutes
 	$(BIN)/python -m pytest tests/oracles $(ARGS)

@@ -43,6 +43,18 @@ def read(root: Path = Path("/")) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value not in (None, "", {}, [])}
 
 
+def identity(root: Path = Path("/")) -> dict[str, Any]:
+    """What code compiled for this machine is tied to: board, CPU, GPUs, their driver and TensorRT. The same until one of them changes."""
+    gpus = [line for card in sorted(root.glob("proc/driver/nvidia/gpus/*/information")) for line in re.findall(r"(?m)^(?:Model|GPU UUID):.*", _text(card))]
+    return {
+        "board": _board(root),
+        "cpu": _cpu(root),
+        "driver": [_text(root / path) for path in ("proc/driver/nvidia/version", "sys/module/nvidia/version", "etc/nv_tegra_release")],
+        "gpus": [" ".join(line.split()) for line in gpus],
+        "tensorrt": sorted(path.name for path in root.glob("usr/lib/*/libnvinfer.so.*")),
+    }
+
+
 def in_words(known: dict[str, Any]) -> str:
     """One line for a person; empty where nothing is known.
 

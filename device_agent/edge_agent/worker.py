@@ -111,15 +111,20 @@ def _opened(folder: Path, profile: Mapping[str, Any], chosen: Sequence[Mapping[s
     """With those providers; without the first of them where it fails and the profile lets that be. Raises SessionError."""
     import onnxruntime
 
+    cache = folder / "cache"
+    kept = _ready_cache(cache, onnxruntime.__version__) if any(map(_caches, chosen)) else False
     try:
         return onnxruntime.InferenceSession(
             str(folder / "model.onnx"),
             options,
             providers=[entry["name"] for entry in chosen],
-            provider_options=[_provider_options(entry, folder / "cache") for entry in chosen],
+            provider_options=[{key: value.replace("{home}", str(cache)) for key, value in entry.get("options", {}).items()} for entry in chosen],
             enable_fallback=0,  # else a provider that fails, even in the middle of a request, is silently the CPU
         )
     except _runtime_errors() as error:
+        if kept:  # power failed while it was written, or it is another machine's after all
+            _drop_cache(cache)
+            return _opened(folder, profile, chosen, options)
         if len(chosen) > 1 and _rule(profile) != "refuse":
             return _opened(folder, profile, chosen[1:], options)
         raise SessionError(
@@ -127,11 +132,35 @@ def _opened(folder: Path, profile: Mapping[str, Any], chosen: Sequence[Mapping[s
         ) from error
 
 
-def _provider_options(entry: Mapping[str, Any], cache: Path) -> dict[str, str]:
-    options = entry.get("options", {})
-    if any("{home}" in value for value in options.values()):
-        cache.mkdir(exist_ok=True)
-    return {key: value.replace("{home}", str(cache)) for key, value in options.items()}
+def _caches(entry: Mapping[str, Any]) -> bool:
+    return any("{home}" in value for value in entry.get("options", {}).values())
+
+
+def _ready_cache(cache: Path, version: str) -> bool:
+    """Whether it holds what was compiled on this machine; what another left is dropped. Raises SessionError."""
+    from edge_agent import engines  # only where a provider compiles: workers carry nothing that they do not need
+
+    try:
+        if engines.keep(cache, version):
+            os.write(2, b"warning: what was compiled for another driver, device or onnxruntime is dropped, and compiled again\n")
+        return engines.compiled(cache)
+    except OSError as error:
+        raise _unusable(cache, error) from error
+
+
+def _drop_cache(cache: Path) -> None:
+    """Raises SessionError."""
+    from edge_agent import engines
+
+    os.write(2, b"warning: what was compiled before does not open, and is compiled again\n")
+    try:
+        engines.drop(cache)
+    except OSError as error:
+        raise _unusable(cache, error) from error
+
+
+def _unusable(cache: Path, error: OSError) -> SessionError:
+    return SessionError(f"what is compiled for this device cannot be kept in {cache}: {error.strerror}", "free some space, or remove that folder")
 
 
 def choose_providers(profile: Mapping[str, Any], available: Sequence[str]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toys import CPU_PROFILE, Agent, linear, make
 
 from edge_agent import connect
+from edge_agent.worker import SessionError, open_session
 
 OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
 pytestmark = [
@@ -58,6 +59,29 @@ def test_what_it_compiles_lies_in_the_deployment_and_goes_with_it(agent: Agent, 
     assert len(list(agent.home.rglob("deployments/toy/*/cache/*.blob"))) == 1
     agent.ask("DELETE", "/edge/models/toy")
     assert not list(agent.home.rglob("*.blob"))
+
+
+def test_what_another_driver_compiled_is_compiled_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear(2))
+    open_session(tmp_path, profile())
+    (tmp_path / "cache" / "another.engine").write_bytes(b"of another GPU")
+    open_session(tmp_path, profile())
+    assert (tmp_path / "cache" / "another.engine").exists()
+    (tmp_path / "cache" / "machine.json").write_text("{}")
+    session = open_session(tmp_path, profile())
+    assert session.nodes == "2 of 2 nodes on OpenVINO"
+    assert not (tmp_path / "cache" / "another.engine").exists()
+    assert len(list((tmp_path / "cache").glob("*.blob"))) == 1
+    assert "compiled for another driver" in capfd.readouterr().err
+
+
+def test_what_does_not_open_is_dropped_once_and_the_failure_told(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear(2))
+    open_session(tmp_path, profile())
+    (tmp_path / "model.onnx").write_bytes(b"noise")
+    with pytest.raises(SessionError, match="cannot open the model"):
+        open_session(tmp_path, profile(on_missing_provider="refuse"))
+    assert not list((tmp_path / "cache").glob("*.blob"))
 
 
 def test_a_model_of_which_too_much_falls_to_the_cpu_is_refused_by_name(agent: Agent, tmp_path: Path) -> None:
