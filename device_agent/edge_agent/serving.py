@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from edge_agent import golden, protocol, ring
+from edge_agent import batching, golden, protocol, ring
+from edge_agent.batching import Batching
 from edge_agent.bundle import BundleError, parse_description
 from edge_agent.latency import Histogram, histogram_of
 from edge_agent.protocol import ProtocolError, Request
-from edge_agent.worker import Array, BadFeeds, Session, SessionError, conform, open_deployment
+from edge_agent.worker import Array, BadFeeds, Session, SessionError, conform, open_deployment, read_profile
 
 _CONTROL_BYTES = 1 << 18
 _SMALL_BYTES = 4096  # copying so much costs less than a microsecond
@@ -42,6 +43,7 @@ _MESSAGE_CHARACTERS = 1000
 _WARM_UP_S = 1.0
 _WARM_UP_RUNS = 5
 _STEADY = 0.97
+_ONE_BY_ONE = "warning: questions are run one by one: the model's first axis is not free everywhere, or its rows depend on one another\n"
 _SILENT = 4  # onnxruntime's severity
 # y = Identity(x), float32 [1]: IR version 7, opset 13.
 _IDENTITY = (
@@ -59,7 +61,7 @@ class TooSmall(Exception):
         self.needed_bytes = needed_bytes
 
 
-@dataclass
+@dataclass(eq=False)
 class Caller:
     """One line's other end. ``trusted``: the supervisor's, whose questions are HTTP bodies and are counted over there."""
 
@@ -111,26 +113,31 @@ def serve(name: str, folder: Path, descriptor: int, pulse: int) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the supervisor decides
     with socket.socket(fileno=descriptor) as control:
         try:
-            session, release = _opened(folder)
+            session, release, together = _opened(folder)
         except (SessionError, BundleError) as error:
             control.send(json.dumps({"error": {"message": str(error)[:_MESSAGE_CHARACTERS], "hint": error.hint}}).encode())
             return 1
         try:
             control.send(json.dumps({"ready": {**_facts(session), "metadata": protocol.metadata(name, release, session.inputs, session.outputs)}}).encode())
-            Serving(control, session, name, release, mmap.mmap(pulse, ring.PULSE.size)).run()
+            Serving(control, session, name, release, mmap.mmap(pulse, ring.PULSE.size), together).run()
         except (EOFError, OSError):
             return 0
     return 0
 
 
-def _opened(folder: Path) -> tuple[Session, str]:
-    """The session, warmed up."""
+def _opened(folder: Path) -> tuple[Session, str, Batching]:
+    """The session, warmed up, its release, and what of its questions is asked as one."""
     description = parse_description((folder / "bundle.json").read_bytes())
     session = open_deployment(folder)
-    _warm_up(session, golden.load(folder / "golden.npz", description)[0].feeds)
+    samples = golden.load(folder / "golden.npz", description)
+    _warm_up(session, samples[0].feeds)
+    profile = read_profile(folder, as_profile=False)
+    together = batching.chosen(profile, session, samples, description)
+    if together.most < profile.get("runtime", {}).get("max_batch", 1):
+        os.write(2, _ONE_BY_ONE.encode())
     gc.collect()
     gc.freeze()  # what is loaded stays: later collections do not walk it
-    return session, str(description.release)
+    return session, str(description.release), together
 
 
 def _warm_up(session: Session, feeds: dict[str, Array]) -> None:
@@ -179,8 +186,9 @@ def rehearse() -> None:
 class Serving:
     """Answers until the supervisor says so, or is gone."""
 
-    def __init__(self, control: socket.socket, session: Session, name: str, release: str, pulse: mmap.mmap) -> None:
+    def __init__(self, control: socket.socket, session: Session, name: str, release: str, pulse: mmap.mmap, together: Batching) -> None:
         self._control, self._session, self._name, self._release, self._pulse = control, session, name, release, pulse
+        self._together = together
         self._offered = {output.name for output in session.outputs}
         self._callers: dict[int, Caller] = {}
         self._epoll = select.epoll()
@@ -188,17 +196,25 @@ class Serving:
         self._counted = {phase: Histogram() for phase in (*PHASES, "total")}
         self._failed = Histogram()
         self._leaving = False
+        self._since = self._programs = 0
 
     def run(self) -> None:
         """Returns when every caller was told to go elsewhere. Raises EOFError or OSError when the supervisor is gone."""
         control = self._control.fileno()
         self._epoll.register(control, select.EPOLLIN)
         while not self._leaving:
-            for ready, _ in self._epoll.poll():
-                if ready == control:
-                    self._obey()
-                elif ready in self._callers:
-                    self._hear(self._callers[ready])
+            rang = [ready for ready, _ in self._epoll.poll()]
+            if control in rang:
+                self._obey()
+            callers = [self._callers[ready] for ready in rang if ready in self._callers]
+            if self._together.most > 1:
+                self._hear_together(callers)
+                continue
+            for caller in callers:
+                question = self._taken(caller)
+                if question is not None:
+                    self._answer([question])
+                self._idle()
         for caller in list(self._callers.values()):
             self._reply(caller, ring.MOVED, b"")
         self._tell_counts()
@@ -260,39 +276,111 @@ class Serving:
 
     # one question
 
-    def _hear(self, caller: Caller) -> None:
+    def _hear_together(self, callers: list[Caller]) -> None:
+        """What they ask and what others ask within the time that the profile gives, as few questions to the model."""
+        until = time.perf_counter() + self._together.wait_s
+        asked: dict[Caller, Question] = {}
+        while True:
+            for caller in callers:
+                question = self._taken(caller) if caller not in asked else None
+                if question is not None:
+                    asked[caller] = question
+            missing = len(self._callers) - len(asked)
+            left = until - time.perf_counter()
+            if not asked or len(asked) >= self._together.most or missing <= 0 or left <= 0 or not self._rings(left):
+                break
+            callers = [self._callers[ready] for ready, _ in self._epoll.poll(0) if ready in self._callers]
+            if not any(caller not in asked for caller in callers):  # the supervisor's order waits until these have their answers
+                break
+        for group in batching.groups(list(asked.values()), self._together.most):
+            self._answer(group)
+        self._idle()
+
+    def _rings(self, timeout_s: float) -> bool:
+        """select() counts microseconds where epoll_wait() counts milliseconds."""
+        return bool(select.select([self._epoll], [], [], timeout_s)[0])
+
+    def _taken(self, caller: Caller) -> Question | None:
+        """What it asks; None where that was nothing to answer, or has been refused."""
         try:
             message = caller.bell.recv(ring.MAX_MESSAGE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return
+            return None
         except OSError:
             message = b""
         if len(message) < ring.QUESTION.size:
             self._drop(caller)
-            return
+            return None
         arrived = time.perf_counter_ns()
-        ring.PULSE.pack_into(self._pulse, 0, arrived, not caller.trusted)
+        self._busy(arrived, caller)
         try:
-            question = self._read(caller, message, arrived)
-            outputs = self._session.run(question.feeds, question.outputs)
-            ran = time.perf_counter_ns()
+            return self._read(caller, message, arrived)
+        except (ProtocolError, MemoryError) as error:
+            self._fail(caller, error, arrived)
+            self._programs -= not caller.trusted
+            return None
+
+    def _answer(self, questions: list[Question]) -> None:
+        """Ask the model once for all of them; where it refuses, once for each, so that the one at fault is the only one to hear of it."""
+        started = time.perf_counter_ns()
+        try:
+            answers = self._run(questions)
+        except (BadFeeds, SessionError, MemoryError) as error:
+            if len(questions) == 1:
+                self._fail(questions[0].caller, error, questions[0].arrived_ns)
+                return
+            answers = None
+        if answers is None:
+            for question in questions:
+                self._answer([question])
+            return
+        ran = time.perf_counter_ns()
+        for question, outputs in zip(questions, answers):
+            self._give(question, outputs, started, ran)
+
+    def _run(self, questions: list[Question]) -> list[dict[str, Array]] | None:
+        """None where the answers cannot be told apart. Raises SessionError or MemoryError."""
+        first = questions[0]
+        if len(questions) == 1:
+            return [self._session.run(first.feeds, first.outputs)]
+        outputs = self._session.run(batching.joined([question.feeds for question in questions]), first.outputs)
+        return batching.parted(outputs, [batching.rows_of(question.feeds) for question in questions])
+
+    def _give(self, question: Question, outputs: dict[str, Array], started: int, ran: int) -> None:
+        caller = question.caller
+        try:
             said = self._placed(question, outputs)
         except TooSmall as error:
             self._reply(caller, ring.TOO_SMALL, json.dumps({"bytes": error.needed_bytes}).encode())
-        except (ProtocolError, BadFeeds, SessionError, MemoryError) as error:
-            status, told = failure(error)
-            self._refuse(caller, status, told, "")
-            if not caller.trusted:
-                self._failed.record(time.perf_counter_ns() - arrived)
+            caller.last_ns = time.perf_counter_ns()
+        except (ProtocolError, MemoryError) as error:
+            self._fail(caller, error, question.arrived_ns)
         else:
             done = time.perf_counter_ns()
-            phases = (question.queue_ns, question.read_ns - arrived, ran - question.read_ns, done - ran)
+            queue = question.queue_ns + started - question.read_ns  # the wait for others, too
+            phases = (queue, question.read_ns - question.arrived_ns, ran - started, done - ran)
             self._reply(caller, ring.ANSWERED, said, phases)
             if not caller.trusted:
-                self._times.extend((*phases, done - arrived + question.queue_ns))
+                self._times.extend((*phases, done - question.arrived_ns + question.queue_ns))
                 if len(self._times) >= _FOLD_AT:
                     self._fold()
+            caller.last_ns = time.perf_counter_ns()
+
+    def _fail(self, caller: Caller, error: Exception, arrived: int) -> None:
+        status, told = failure(error)
+        self._refuse(caller, status, told, "")
+        if not caller.trusted:
+            self._failed.record(time.perf_counter_ns() - arrived)
         caller.last_ns = time.perf_counter_ns()
+
+    def _busy(self, arrived: int, caller: Caller) -> None:
+        """Say it where the supervisor sees it even if this process dies: since when, and with how many programs' questions."""
+        self._since = self._since or arrived
+        self._programs += not caller.trusted
+        ring.PULSE.pack_into(self._pulse, 0, self._since, self._programs)
+
+    def _idle(self) -> None:
+        self._since = self._programs = 0
         ring.PULSE.pack_into(self._pulse, 0, 0, 0)
 
     def _read(self, caller: Caller, message: bytes, arrived: int) -> Question:

@@ -55,6 +55,8 @@ class Runtime(_Table):
     intra_op_threads: int = Field(0, ge=0, description="threads within an operator; 0: one for each core")
     allow_spinning: bool = Field(default=True, description="threads wait busily: faster, and hot")
     prepacking: bool = Field(default=True, description="weights are copied as kernels like them; without, weights.bin stays mapped from the disk")
+    max_batch: int = Field(1, ge=1, le=1024, description="rows of questions that wait at the same time and are run as one; 1: none")
+    batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="so long a question waits for others to be run with; 0: only for those that are there")
     memory_arena: bool = Field(default=True, description="memory of a run is kept for the next one; without, it is given back")
 
 
