@@ -203,18 +203,17 @@ class Serving:
         control = self._control.fileno()
         self._epoll.register(control, select.EPOLLIN)
         while not self._leaving:
-            rang = [ready for ready, _ in self._epoll.poll()]
-            if control in rang:
-                self._obey()
-            callers = [self._callers[ready] for ready in rang if ready in self._callers]
+            callers = []
+            for ready, _ in self._epoll.poll():
+                if ready == control:
+                    self._obey()
+                elif ready in self._callers:
+                    callers.append(self._callers[ready])
             if self._together.most > 1:
                 self._hear_together(callers)
-                continue
-            for caller in callers:
-                question = self._taken(caller)
-                if question is not None:
-                    self._answer([question])
-                self._idle()
+            else:
+                for caller in callers:
+                    self._hear(caller)
         for caller in list(self._callers.values()):
             self._reply(caller, ring.MOVED, b"")
         self._tell_counts()
@@ -276,6 +275,12 @@ class Serving:
 
     # one question
 
+    def _hear(self, caller: Caller) -> None:
+        question = self._taken(caller)
+        if question is not None:
+            self._answer_one(question, question.read_ns)
+        self._idle()
+
     def _hear_together(self, callers: list[Caller]) -> None:
         """What they ask and what others ask within the time that the profile gives, as few questions to the model."""
         until = time.perf_counter() + self._together.wait_s
@@ -323,28 +328,30 @@ class Serving:
     def _answer(self, questions: list[Question]) -> None:
         """Ask the model once for all of them; where it refuses, once for each, so that the one at fault is the only one to hear of it."""
         started = time.perf_counter_ns()
-        try:
-            answers = self._run(questions)
-        except (BadFeeds, SessionError, MemoryError) as error:
-            if len(questions) == 1:
-                self._fail(questions[0].caller, error, questions[0].arrived_ns)
-                return
-            answers = None
+        answers = self._asked_as_one(questions) if len(questions) > 1 else None
         if answers is None:
             for question in questions:
-                self._answer([question])
+                self._answer_one(question, time.perf_counter_ns())
             return
         ran = time.perf_counter_ns()
         for question, outputs in zip(questions, answers):
             self._give(question, outputs, started, ran)
 
-    def _run(self, questions: list[Question]) -> list[dict[str, Array]] | None:
-        """None where the answers cannot be told apart. Raises SessionError or MemoryError."""
-        first = questions[0]
-        if len(questions) == 1:
-            return [self._session.run(first.feeds, first.outputs)]
-        outputs = self._session.run(batching.joined([question.feeds for question in questions]), first.outputs)
+    def _asked_as_one(self, questions: list[Question]) -> list[dict[str, Array]] | None:
+        """None where the model refuses, or its answers cannot be told apart."""
+        try:
+            outputs = self._session.run(batching.joined([question.feeds for question in questions]), questions[0].outputs)
+        except (BadFeeds, SessionError, MemoryError):
+            return None
         return batching.parted(outputs, [batching.rows_of(question.feeds) for question in questions])
+
+    def _answer_one(self, question: Question, started: int) -> None:
+        try:
+            outputs = self._session.run(question.feeds, question.outputs)
+        except (BadFeeds, SessionError, MemoryError) as error:
+            self._fail(question.caller, error, question.arrived_ns)
+        else:
+            self._give(question, outputs, started, time.perf_counter_ns())
 
     def _give(self, question: Question, outputs: dict[str, Array], started: int, ran: int) -> None:
         caller = question.caller
