@@ -63,12 +63,13 @@ OURS = (
     "latency",
     "previous",
     "races",
+    "releases.json",
     "runtime",
     "secrets",
     "setup",
     "trust",
 )
-OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config)\..*")
+OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config|releases)\..*")
 
 LAUNCH = """\
 #!/bin/sh

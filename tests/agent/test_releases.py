@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from toys import Agent, counter, linear, make
 
+from edge_agent import bootstrap
 from edge_agent.bundle import Description
 from edge_agent.releases import Refused, Releases
 from edge_agent.store import Deployment
@@ -74,6 +75,8 @@ def test_the_agent_goes_down_only_with_a_word(agent: Agent, tmp_path: Path) -> N
     assert agent.activate(first, allow_downgrade=True)["state"] == "done"
     assert agent.journal()[-1]["allow_downgrade"] is True
     assert "is older than 2" in said(agent.activate(make(tmp_path / "4", linear(4))))
+    left = [path.name for path in agent.home.iterdir() if path.name not in bootstrap.OURS and not bootstrap.OURS_TOO.fullmatch(path.name)]
+    assert left == [], "a teardown would leave these"
 
 
 def test_other_inputs_want_a_word(agent: Agent, tmp_path: Path) -> None:
