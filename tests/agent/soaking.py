@@ -15,13 +15,14 @@ from toys import Agent, linear, make
 
 # Release n answers 4n: an answer that does not fit its release is of two versions, or of none.
 _ASKING = """
-import json, sys
+import json, sys, time
 import numpy as np
 from edge_agent import connect
-via, count = sys.argv[1], int(sys.argv[2])
+via, count, until, asked = sys.argv[1], int(sys.argv[2]), time.monotonic() + float(sys.argv[3]), 0
 ones, dropped, wrong, releases = np.ones((1, 4), np.float32), [], 0, set()
 with connect("toy", via=via, timeout_s=60) as model:
-    for _ in range(count):
+    while asked < count or time.monotonic() < until:
+        asked += 1
         try:
             answer = float(model(ones)["y"][0, 0])
         except Exception as error:
@@ -29,7 +30,7 @@ with connect("toy", via=via, timeout_s=60) as model:
             continue
         releases.add(model.release)
         wrong += answer != 4 * int(model.release)
-print(json.dumps({"dropped": dropped[:5], "count": len(dropped), "wrong": wrong, "releases": sorted(releases)}))
+print(json.dumps({"asked": asked, "dropped": dropped[:5], "count": len(dropped), "wrong": wrong, "releases": sorted(releases)}))
 """
 
 
@@ -44,15 +45,16 @@ class Soaked:
     examples: list[str]
 
 
-def soak(agent: Agent, folder: Path, requests: int, *, ways: tuple[str, ...] = ("shm", "shm", "http"), swap_every_s: float = 1.0) -> Soaked:
-    """``requests`` in all, shared by one process a way, while two versions replace each other."""
+def soak(agent: Agent, folder: Path, requests: int, *, ways: tuple[str, ...] = ("shm", "shm", "http"), swap_every_s: float = 1.0, least_s: float = 0) -> Soaked:
+    """``requests`` in all or more, for ``least_s``, shared by one process a way, while two versions replace each other."""
     for release in (1, 2):
         assert agent.activate(make(folder / f"soak-{release}", linear(release), release=release))["state"] == "done"
     for _ in range(3):  # what the first swaps allocate is not growth
         assert agent.rollback("toy")["state"] == "done"
     before, begin, swaps, previous = _memory(agent), time.monotonic(), 0, None
     asking = [
-        subprocess.Popen([sys.executable, "-c", _ASKING, way, str(requests // len(ways))], env=agent.environment(), stdout=subprocess.PIPE) for way in ways
+        subprocess.Popen([sys.executable, "-c", _ASKING, way, str(requests // len(ways)), str(least_s)], env=agent.environment(), stdout=subprocess.PIPE)
+        for way in ways
     ]
     settled = 0.0
     while any(process.poll() is None for process in asking):
@@ -67,7 +69,7 @@ def soak(agent: Agent, folder: Path, requests: int, *, ways: tuple[str, ...] = (
     told: list[dict[str, Any]] = [json.loads(process.communicate()[0]) for process in asking]
     assert previous is not None
     return Soaked(
-        requests=requests // len(ways) * len(ways),
+        requests=sum(one["asked"] for one in told),
         swaps=swaps,
         dropped=sum(one["count"] for one in told),
         wrong=sum(one["wrong"] for one in told),
