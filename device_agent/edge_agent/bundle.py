@@ -309,6 +309,15 @@ class Layout:
             stream.seek(offset)
             yield stream
 
+    def pieces(self, blob: Descriptor, offset: int = 0, most: int = CHUNK_BYTES) -> Iterator[bytes]:
+        """The blob from ``offset`` on, at most ``most`` bytes at a time; fewer in all where the file is shorter than the blob says."""
+        left = blob.size - offset
+        with self.open_blob(blob.digest) as stream:
+            stream.seek(offset, os.SEEK_CUR)
+            while left and (piece := stream.read(min(most, left))):
+                left -= len(piece)
+                yield piece
+
     def verify(self) -> None:
         """Check every blob that the index leads to against its digest and size. Raises BundleError at the first that differs."""
         for manifest in self.manifests().values():
@@ -324,11 +333,9 @@ class Layout:
             self.evidence(manifest)
 
     def _check(self, blob: Descriptor) -> None:
-        state, left = hashlib.sha256(), blob.size
-        with self.open_blob(blob.digest) as stream:
-            while left and (chunk := stream.read(min(CHUNK_BYTES, left))):
-                state.update(chunk)
-                left -= len(chunk)
+        state = hashlib.sha256()
+        for piece in self.pieces(blob):
+            state.update(piece)
         if "sha256:" + state.hexdigest() != blob.digest:
             raise BundleError(f"`{blob.file or blob.digest[:19]}` of `{self.name}` differs from its manifest", "copy or package the bundle again")
 

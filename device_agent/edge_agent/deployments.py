@@ -434,6 +434,7 @@ class Deployments:
 
 def _check_signature(new: Deployment, old: Deployment) -> None:
     """A correct model can still break the program that asks it. Raises Refused, with both printed."""
+    hint = "programs here may rely on them: deploy it with --allow-signature-change, or under another name"
     for what, offered, expected in (
         ("inputs", new.description.inputs, old.description.inputs),
         ("outputs", new.description.outputs, old.description.outputs),
@@ -441,14 +442,14 @@ def _check_signature(new: Deployment, old: Deployment) -> None:
         if offered != expected:
             raise Refused(
                 f"the {what} of release {new.release} of {new.name} are {_told(offered)}; those of release {old.release}, which is active, {_told(expected)}",
-                "programs here may rely on them: deploy it with --allow-signature-change, or under another name",
+                hint,
             )
     labels = [_labels(deployment.folder) for deployment in (new, old)]
     if labels[0] != labels[1]:
         raise Refused(
             f"the labels of release {new.release} of {new.name} are {', '.join(labels[0][:8]) or 'none'}; "
             f"those of release {old.release}, which is active, {', '.join(labels[1][:8]) or 'none'}",
-            "programs here may rely on them: deploy it with --allow-signature-change, or under another name",
+            hint,
         )
 
 

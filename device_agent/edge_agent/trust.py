@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import os
 import re
@@ -83,8 +84,9 @@ class Trust:
 
     def to_dict(self) -> dict[str, object]:
         """Fit for JSON. Raises Untrusted where a list cannot be read."""
+        revoked = self._revoked()
         signers = [
-            {"principals": one.principals, "kind": one.kind, "fingerprint": one.fingerprint, "expires": _day(one.before), "revoked": one.key in self._revoked()}
+            {"principals": one.principals, "kind": one.kind, "fingerprint": one.fingerprint, "expires": _day(one.before), "revoked": one.key in revoked}
             for one in self.signers()
         ]
         return {"demanded": self.demanded, "ssh_keygen": shutil.which("ssh-keygen"), "signers": signers}
@@ -211,8 +213,6 @@ def parse_signature(armoured: bytes) -> tuple[bytes, str]:
 
 def fingerprint(key: bytes) -> str:
     """As OpenSSH prints it: ``SHA256:`` and base64 without padding."""
-    import hashlib
-
     return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
 
 

@@ -25,7 +25,7 @@ from urllib.parse import quote
 from edge_agent import home as homes
 from edge_agent import log
 from edge_agent import probe as facts_of
-from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, check_digest, check_name
+from edge_agent.bundle import BundleError, Layout, Manifest, check_digest, check_name
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
 
 _START_S = 30
@@ -186,12 +186,7 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
     target = f"{_place(race)}/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&offset={offset}"
     if not 0 <= offset <= size:
         raise Failure(f"the offset {offset} does not lie within {size} bytes", "ask `missing` where to go on")
-    start(home)
-    try:
-        with Connection(home=home) as connection:
-            return connection.upload("PUT", target, size - offset, _standard_input(size - offset)).json()
-    except ClientError as error:
-        raise Failure(str(error), error.hint) from error
+    return _passed_on(home, target, size - offset)
 
 
 def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
@@ -199,12 +194,7 @@ def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
     if not 0 < length <= size:
         raise Failure(f"a delta of {length} bytes is worth nothing for a blob of {size}", "send the whole blob: `put`")
     target = f"/edge/blobs/{_digest(digest)[len('sha256:') :]}?size={size}&base={_digest(base)[len('sha256:') :]}"
-    start(home)
-    try:
-        with Connection(home=home) as connection:
-            return connection.upload("PUT", target, length, _standard_input(length)).json()
-    except ClientError as error:
-        raise Failure(str(error), error.hint) from error
+    return _passed_on(home, target, length)
 
 
 def activate(home: Path, digest: str, *, signed: bool, permissions: dict[str, bool]) -> Any:
@@ -224,7 +214,7 @@ def install(home: Path, path: Path, profile: str | None, *, permissions: dict[st
             for entry in _ask(home, "POST", "/edge/missing", asked)["missing"]:
                 blob, offset = blobs[entry["digest"]], entry["offset"]
                 target = f"/edge/blobs/{blob.digest[len('sha256:') :]}?size={blob.size}&offset={offset}"
-                connection.upload("PUT", target, blob.size - offset, _of_layout(layout, blob, offset))
+                connection.upload("PUT", target, blob.size - offset, layout.pieces(blob, offset, _CHUNK_BYTES))
             signature = layout.signature(manifest.digest)
     except (ClientError, BundleError) as error:
         raise Failure(str(error), error.hint) from error
@@ -244,15 +234,6 @@ def _chosen(layout: Layout, profile: str | None) -> Manifest:
     if profile is not None and profile not in manifests:
         raise Failure(f"the bundle holds no model for {profile[:80]}, only for {', '.join(manifests)}", "say which with --profile")
     return manifests[profile or next(iter(manifests))]
-
-
-def _of_layout(layout: Layout, blob: Descriptor, offset: int) -> Iterator[bytes]:
-    left = blob.size - offset
-    with layout.open_blob(blob.digest) as stream:
-        stream.seek(offset, io.SEEK_CUR)
-        while left and (chunk := stream.read(min(_CHUNK_BYTES, left))):
-            left -= len(chunk)
-            yield chunk
 
 
 def trust(home: Path, *, add: bool, revoke: str | None) -> Any:
@@ -441,6 +422,16 @@ def _description(home: Path, name: str) -> Any:
     from edge_agent.bundle import parse_description
 
     return parse_description(bytes(_request(home, "GET", f"/edge/models/{name}/bundle")))
+
+
+def _passed_on(home: Path, target: str, size: int) -> Any:
+    """So many bytes of standard input go to the agent as they come."""
+    start(home)
+    try:
+        with Connection(home=home) as connection:
+            return connection.upload("PUT", target, size, _standard_input(size)).json()
+    except ClientError as error:
+        raise Failure(str(error), error.hint) from error
 
 
 def _standard_input(size: int | None) -> Iterator[bytes]:

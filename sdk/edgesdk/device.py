@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, get_args
 
 from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
 from edgesdk import agent_package, delta, preflight, sent, signing, transport
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 512 << 20
-PERMISSIONS = ("allow-slow", "allow-downgrade", "allow-signature-change", "retry")  # what a device refuses otherwise
+Permission = Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"]  # what a device refuses otherwise
+PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
 JOB_STAGES = ("verify", "load", "trial", "swap", "ask")
 
 # Where the agent is, the device knows: no path of ours or of a reply goes there.
@@ -233,7 +234,7 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
                 bytes_sent += len(packed)
                 progress("push", bytes_sent, total)
             else:
-                device.put(blob, offset, counted(_blob_chunks(layout, blob, offset)))
+                device.put(blob, offset, counted(layout.pieces(blob, offset, CHUNK_BYTES)))
             done.add(blob.digest)
 
     def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
@@ -505,12 +506,6 @@ def _for_race(session: str | None) -> list[str]:
 def _unique(blobs: Iterable[Descriptor]) -> list[Descriptor]:
     """Two files of the same content are one blob."""
     return list({blob.digest: blob for blob in blobs}.values())
-
-
-def _blob_chunks(layout: Layout, blob: Descriptor, offset: int) -> Iterator[bytes]:
-    with layout.open_blob(blob.digest) as stream:
-        stream.seek(offset, io.SEEK_CUR)
-        yield from _chunks(stream, blob.size - offset)
 
 
 def _send_wheel(device: Device, wheel: Path, progress: Progress) -> str:

@@ -24,7 +24,6 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -53,7 +52,7 @@ class Member(_Table):
     labels: tuple[str, ...] = ()
     as_profile: str | None = None
     bundle: Path | None = None
-    allow: tuple[Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"], ...] = ()
+    allow: tuple[device.Permission, ...] = ()
 
 
 class _File(_Table):

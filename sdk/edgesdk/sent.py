@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.bundle import CHUNK_BYTES, BundleError, Layout, Manifest, check_digest, digest_of, parse_manifest
+from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, check_digest, digest_of, parse_manifest
 from edgesdk.cache import cache_folder
 
 MOST_BYTES = 4 << 30  # of all that is kept
@@ -35,7 +35,7 @@ def keep(layout: Layout, manifest: Manifest) -> None:
     with contextlib.suppress(OSError):
         for blob in manifest.blobs:
             if LEAST <= blob.size <= MOST or blob.digest == manifest.digest:
-                _store(layout, blob.digest, blob.size)
+                _store(layout, blob)
         _tidy()
 
 
@@ -56,18 +56,16 @@ def bases_of(digest: str) -> dict[str, Blob]:
     return {layer.file: Blob(layer.digest, _path(layer.digest)) for layer in manifest.layers if _path(layer.digest).is_file()}
 
 
-def _store(layout: Layout, digest: str, size: int) -> None:
-    target = _path(digest)
+def _store(layout: Layout, blob: Descriptor) -> None:
+    target = _path(blob.digest)
     if target.exists():
         os.utime(target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, scratch = tempfile.mkstemp(dir=target.parent)
     try:
-        with os.fdopen(descriptor, "wb") as stream, layout.open_blob(digest) as source:
-            while size and (chunk := source.read(min(CHUNK_BYTES, size))):
-                stream.write(chunk)
-                size -= len(chunk)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.writelines(layout.pieces(blob))
         Path(scratch).replace(target)
     except BaseException:
         Path(scratch).unlink(missing_ok=True)

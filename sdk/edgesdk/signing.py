@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.store import write_atomically
 from edge_agent.trust import NAMESPACE, fingerprint, parse_signature
 from edgesdk.errors import SigningError
 
@@ -46,6 +47,11 @@ class Signer:
     def fingerprint(self) -> str:
         return fingerprint(self.key)
 
+    @property
+    def _private(self) -> Path:
+        """Where the private half lies, if it has a file."""
+        return self.file.with_suffix("") if self.file.suffix == ".pub" else self.file
+
     def line(self, *, expires: str | None = None) -> str:
         """A line of allowed_signers, good for bundles only. ``expires``: ``YYYYMMDD`` or ``YYYYMMDDHHMMSSZ``. Raises SigningError."""
         if expires is not None and not _EXPIRY.fullmatch(expires):
@@ -55,8 +61,7 @@ class Signer:
 
     def sign(self, manifest: bytes) -> bytes:
         """OpenSSH's signature of these bytes. It may ask for a passphrase, on the terminal. Raises SigningError."""
-        private = self.file.with_suffix("") if self.file.suffix == ".pub" else self.file
-        key = private if private.is_file() else self.file
+        key = self._private if self._private.is_file() else self.file
         done = _keygen("-Y", "sign", "-q", "-n", NAMESPACE, "-f", str(key), message=manifest)
         if done.returncode:
             raise SigningError(
@@ -67,8 +72,7 @@ class Signer:
 
     def check(self) -> None:
         """Before an hour of work: that it is there to sign. Raises SigningError."""
-        private = self.file.with_suffix("") if self.file.suffix == ".pub" else self.file
-        if not private.is_file() and self.key not in {one.key for one in _of_agent()}:
+        if not self._private.is_file() and self.key not in {one.key for one in _of_agent()}:
             raise SigningError(f"the private key of {self.file} is neither beside it nor in ssh-agent", "`ssh-add` it, or package with --unsigned")
 
 
@@ -90,9 +94,7 @@ def use(path: Path, principal: str | None = None) -> Signer:
     signer.check()
     target = _configuration()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, delete=False) as stream:
-        json.dump({"key": str(signer.file), "principal": signer.principal}, stream, indent=2)
-    Path(stream.name).replace(target)
+    write_atomically(target, json.dumps({"key": str(signer.file), "principal": signer.principal}, indent=2).encode(), 0o600)
     return signer
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_externals import holding, outside
-from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, counter, linear, make, processes, used_s, wait_until
+from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, asked_while_versions_change, counter, linear, make, processes, used_s, wait_until
 
 from edge_agent import connect
 from edge_agent.bundle import Layout
@@ -225,27 +225,7 @@ def test_one_deployment_at_a_time_and_asking_again_is_the_same_job(shared: Agent
 
 @pytest.mark.e2e
 def test_no_request_is_lost_while_versions_change(agent: Agent, tmp_path: Path) -> None:
-    folders = [make(tmp_path / str(n), linear(n), release=n) for n in (1, 2)]
-    assert agent.activate(folders[0])["state"] == "done"
-    stop, seen, problems = threading.Event(), set(), []
-
-    def ask() -> None:
-        with connect("toy", home=agent.home) as model:
-            while not stop.is_set():
-                try:
-                    answer = float(model(ONES)["y"][0, 0])
-                    seen.add((model.release, answer))
-                except ClientError as error:
-                    problems.append(str(error))
-
-    askers = [threading.Thread(target=ask) for _ in range(3)]
-    for asker in askers:
-        asker.start()
-    assert agent.activate(folders[1])["state"] == "done"
-    assert agent.rollback("toy")["state"] == "done"
-    stop.set()
-    for asker in askers:
-        asker.join()
+    problems, seen = asked_while_versions_change(agent, tmp_path, lambda: connect("toy", home=agent.home))
     assert problems == []
     assert seen == {("1", 4.0), ("2", 8.0)}
 

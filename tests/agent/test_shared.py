@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toys import Agent, counter, everything_feeds, gather, linear, make, used_s, wait_until
+from toys import Agent, asked_while_versions_change, counter, everything_feeds, gather, linear, make, used_s, wait_until
 
 from edge_agent import connect, ring
 from edge_agent.client import BadRequest, ClientError, Model
@@ -128,27 +128,7 @@ def test_a_wrong_way_is_a_sentence(shared: Agent) -> None:
 
 @pytest.mark.e2e
 def test_no_question_is_lost_while_versions_change(agent: Agent, tmp_path: Path) -> None:
-    folders = [make(tmp_path / str(n), linear(n), release=n) for n in (1, 2)]
-    assert agent.activate(folders[0])["state"] == "done"
-    stop, seen, problems = threading.Event(), set(), []
-
-    def ask() -> None:
-        with shm(agent, "toy") as model:
-            while not stop.is_set():
-                try:
-                    answer = float(model(ONES)["y"][0, 0])
-                    seen.add((model.release, answer))
-                except ClientError as error:
-                    problems.append(str(error))
-
-    askers = [threading.Thread(target=ask) for _ in range(3)]
-    for asker in askers:
-        asker.start()
-    assert agent.activate(folders[1])["state"] == "done"
-    assert agent.rollback("toy")["state"] == "done"
-    stop.set()
-    for asker in askers:
-        asker.join()
+    problems, seen = asked_while_versions_change(agent, tmp_path, lambda: shm(agent, "toy"))
     assert problems == []
     assert seen == {("1", 4.0), ("2", 8.0)}
 

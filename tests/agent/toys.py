@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent import bundle
 from edge_agent.bundle import Contents, Layout
-from edge_agent.connection import Connection
+from edge_agent.connection import ClientError, Connection
 
 FRAME = "edge-agent-reply: "
 
@@ -270,6 +271,32 @@ class Agent:
         except Exception:  # noqa: BLE001 - not yet
             return False
         return True
+
+
+def asked_while_versions_change(agent: Agent, folder: Path, opened: Any) -> tuple[list[str], set[Any]]:
+    """Three programs ask `toy`, each by what ``opened()`` gives, while release 2 comes and goes: what went wrong, and (release, answer) as they saw it."""
+    folders = [make(folder / str(n), linear(n), release=n) for n in (1, 2)]
+    assert agent.activate(folders[0])["state"] == "done"
+    stop, seen, problems = threading.Event(), set(), []
+
+    def ask() -> None:
+        with opened() as model:
+            while not stop.is_set():
+                try:
+                    answer = float(model(np.ones((1, 4), np.float32))["y"][0, 0])
+                    seen.add((model.release, answer))
+                except ClientError as error:
+                    problems.append(str(error))
+
+    askers = [threading.Thread(target=ask) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    assert agent.activate(folders[1])["state"] == "done"
+    assert agent.rollback("toy")["state"] == "done"
+    stop.set()
+    for asker in askers:
+        asker.join()
+    return problems, seen
 
 
 def parent_of(stat: Path) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_agent import bundle
 from edge_agent.bundle import Layout
 from edgesdk import device
 from edgesdk.errors import DeviceError
@@ -233,8 +234,6 @@ def test_a_new_version_goes_as_what_differs_from_the_old_one(bench: Bench, tmp_p
 
 def _retrained(target: Path, release: int) -> Path:
     """One weight in a hundred is another in each release."""
-    from edge_agent import bundle
-
     made = contents(width=WIDTH, release=release)
     matrix = np.frombuffer(made.files["weights.bin"], np.float32).copy()
     matrix[:: 100 + release] *= np.float32(1.0001)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from edge_agent import bundle
 from edge_agent.bundle import Layout
 from edgesdk import device, signing
 from edgesdk.errors import DeviceError, Refused, SigningError
@@ -31,8 +32,6 @@ def edgesdk(*arguments: str) -> Any:
 def signed_bundle(target: Path, **settings: Any) -> Path:
     signer = signing.in_use()
     assert signer
-    from edge_agent import bundle
-
     bundle.write(target, [bundles.contents(**settings)], signer.sign)
     return target
 
@@ -103,8 +102,6 @@ def test_verify_says_who_signed_and_finds_what_was_changed(tmp_path: Path) -> No
 
     # a signature of something else under the name of this one
     other = signing.read(tmp_path / "ana").sign(b"something else")
-    from edge_agent import bundle
-
     bundle.write(tmp_path / "forged", [bundles.contents()], lambda _: other)
     assert "was changed after it was signed" in edgesdk("verify", str(tmp_path / "forged"))["error"]["message"]
     assert edgesdk("key", "off") == {}
