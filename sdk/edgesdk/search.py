@@ -10,6 +10,7 @@ accuracy back is tried on those that missed. Where the budget then has room, the
 What this module must know it is handed as functions (`Tools`).
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import sqrt
@@ -78,6 +79,7 @@ class Effort:
     methods: tuple[Method, ...]  # ways to choose ranges, the usual one first
     corrections: tuple[Correction, ...]
     formats: int  # other than float32 and float16, the profile's first
+    pruning_s: float = 240.0  # once one step of the ladder was tried, none is begun that would probably end later
 
 
 # In the order in which they were found to help (rec, mobilenet and resnet20 by both kinds of scheme): biases alone often make it worse.
@@ -330,13 +332,19 @@ class _Search:
             return  # no room
         bases = [best.plan] if best.plan.steps else []
         bases += [float_] if float_ is not None and float_.steps != best.plan.steps else []
-        low, high = 0, len(ladder)
+        low, high = 0, len(ladder) if bases else 0
+        began, last_s = time.monotonic(), 0.0
         while low < high:
             middle = (low + high) // 2
+            spent = time.monotonic() - began
+            if last_s and spent + last_s > self._effort.pruning_s:
+                self._add(Candidate(bases[0].pruned(ladder[middle]), note=f"not tried: to prune took {spent:.0f} s already; --prune asks for it"))
+                return
             if self._bears(bases, ladder[middle]):
                 low = middle + 1
             else:
                 high = middle
+            last_s = time.monotonic() - began - spent
 
     def _bears(self, bases: Sequence[Plan], step: Step) -> bool:
         """Whether more may go: one of these holds when it is pruned so, or none of them is any faster for it."""

@@ -234,9 +234,9 @@ class Prunable:
     def costs(self, _base: Model, _whole: Model, parts: Sequence[Group], links: Sequence[Link]) -> Costs:
         return Costs([0.0] * len(parts), [1.0] * len(parts), [0.0] * len(links))  # so that no part becomes 8-bit alone
 
-    def choose(self, *, timed: bool = True) -> Choice:
+    def choose(self, *, timed: bool = True, pruning_s: float = 240.0) -> Choice:
         tools = Tools(self.build, lambda _model: 0.0, self.loss, self.race if timed else None, self.costs, lambda _base: {})
-        effort = Effort(64, (), 0, ("minmax",), (), 9)
+        effort = Effort(64, (), 0, ("minmax",), (), 9, pruning_s)
         return search.choose([INT8, FLOAT], tools, max_drop=0.01, effort=effort, ladders=[LADDER], progress=silent)
 
 
@@ -264,6 +264,13 @@ def test_what_is_no_faster_for_it_is_not_pruned_nor_scored() -> None:
     world = Prunable(bears=0.8, faster=False)
     assert not world.choose().plan.prunes
     assert world.scored == ["int8"]
+
+
+def test_pruning_ends_when_its_time_is_up_and_says_so() -> None:
+    world = Prunable(bears=0.8)
+    choice = world.choose(pruning_s=0.0)
+    assert world.gone(choice.plan) == pytest.approx(0.5)  # the first that is tried
+    assert [world.gone(candidate.plan) for candidate in choice.tried if candidate.note.startswith("not tried")] == pytest.approx([0.8])
 
 
 def test_nothing_is_pruned_that_cannot_be_timed() -> None:
