@@ -62,7 +62,7 @@ class Blobs:
         self._incoming = home / "incoming"
         self._wanted: dict[str, float] = {}  # digest -> until when, on the monotonic clock
         for folder in (self._blobs, self._incoming):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            make_folder(folder)
 
     def missing(self, blobs: Iterable[Descriptor]) -> list[Missing]:
         """Which of these are not here whole. What is here is kept for the deployment that asks."""
@@ -121,7 +121,7 @@ class Blobs:
                 self._receive(part, digest, size, offset, chunks)
             except OSError as error:
                 if error.errno not in FULL:
-                    raise StoreError(f"the store cannot write below {self.home}: {error.strerror}", "is the disk mounted read-only?") from error
+                    raise self.unwritable(error) from error
                 # It cannot be finished, and would take the journal's room.
                 part.unlink()
                 raise self.full(size) from error
@@ -203,10 +203,25 @@ class Blobs:
             "remove a model (`edge-agent remove NAME`) or free some space, then deploy again; what was active still is",
         )
 
+    def unwritable(self, error: OSError) -> StoreError:
+        """What a disk said that took no more, as a sentence."""
+        if error.errno in FULL:
+            return self.full(0)
+        return StoreError(f"the store cannot write below {self.home}: {error.strerror}", "is the disk mounted read-only?")
+
     def damaged(self, blob: Descriptor) -> Damaged:
         with contextlib.suppress(FileNotFoundError):
             self.path(blob.digest).unlink()
         return Damaged(f"{_named(blob)} in the store is damaged: its content has changed", "deploy the bundle again: the damaged file is sent again")
+
+
+def make_folder(folder: Path) -> None:
+    """It, and those above it, if they are not there; their names have reached the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o750)
+        with contextlib.suppress(PermissionError):  # a folder of others, which holds ours and cannot be read
+            sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

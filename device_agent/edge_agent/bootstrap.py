@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import py_compile
 import re
 import select
 import shlex
@@ -76,7 +77,8 @@ LAUNCH = """\
 # Written by edgesdk when it set this device up. Another Python's settings must not reach the agent.
 unset PYTHONPATH PYTHONHOME
 EDGE_AGENT_HOME={home} && export EDGE_AGENT_HOME
-exec {python} {home}/agent/current "$@"
+python={python} && command -v "$python" > /dev/null || python=python3
+exec "$python" {home}/bin/launcher.py "$@"
 """
 
 
@@ -106,10 +108,10 @@ def run(home: Path, argv: list[str]) -> dict[str, object]:
     verb, *rest = argv
     if verb == "teardown":
         return tear_down(home, dry_run="--dry-run" in rest)
-    home.mkdir(parents=True, exist_ok=True, mode=0o750)
     for folder in ("setup", "agent", "runtime", "bin"):
-        (home / folder).mkdir(exist_ok=True, mode=0o750)
+        make_folder(home / folder)
     with locked(home / "setup" / "lock"):
+        sweep(home)
         if verb == "held":
             return {"held": {digest: held(home, digest) for digest in rest}}
         if verb == "receive":
@@ -158,42 +160,61 @@ def receive(home: Path, digest: str, size: int, offset: int) -> dict[str, object
 
 
 def install_agent(home: Path, digest: str) -> dict[str, object]:
-    name = short(digest)
-    before = os.readlink(home / "agent" / "current") if (home / "agent" / "current").is_symlink() else ""
-    unpack([archive(home, digest)], home / "agent" / name)
-    point(home / "agent" / "current", name)
+    """Beside the one that runs now, which is kept as the previous one: the launcher goes back to it where this one does not start."""
+    agents, name, before = home / "agent", short(digest), preferred(home)
+    unpack([archive(home, digest)], agents / name, compiled=True)
+    if before and before != name:
+        point(agents / "previous", before)
+    point(agents / "current", name)
     write_launcher(home)
-    clean(home / "agent", keep={name, before}, prefix="")
-    archive(home, digest).unlink()
+    kept = {name, *(os.path.basename(os.readlink(link)) for link in (agents / "current", agents / "previous") if link.is_symlink())}
+    clean(agents, keep=kept, prefix="")
+    forget_archives(home)
     return {"agent": name, "clients": write_client_paths(home)}
 
 
+def preferred(home: Path) -> str:
+    """The agent that the launcher starts: the current one, unless that failed and the one before it took over. Empty where there is none."""
+    current = was = name = ""
+    with contextlib.suppress(OSError, ValueError):
+        current = os.readlink(home / "agent" / "current")
+        was, name, _ = (home / "agent" / "starts").read_text(encoding="ascii").split()
+    return name if name and was == current and (home / "agent" / name).is_dir() else current
+
+
 def write_launcher(home: Path) -> bool:
-    """Whether it was another one: the Python that it named may be gone."""
-    target, fresh = home / "bin" / "edge-agent", home / "bin" / f".edge-agent.{os.getpid()}"
-    text = LAUNCH.format(python=shlex.quote(sys.executable), home=shlex.quote(str(home)))
-    if target.is_file() and target.read_text(encoding="utf-8", errors="replace") == text:
+    """Whether the Python that it named was another one: that may be gone. The launcher itself is written once, and never again."""
+    folder, launcher = home / "bin", home / "agent" / "current" / "edge_agent" / "launcher.py"
+    if not (folder / "launcher.py").is_file():
+        replace(folder / "launcher.py", launcher.read_bytes(), 0o644)
+    text = LAUNCH.format(python=shlex.quote(sys.executable), home=shlex.quote(str(home))).encode()
+    if (folder / "edge-agent").is_file() and (folder / "edge-agent").read_bytes() == text:
         return False
-    fresh.write_text(text, encoding="utf-8")
-    fresh.chmod(0o755)
+    replace(folder / "edge-agent", text, 0o755)
+    return True
+
+
+def replace(target: Path, data: bytes, mode: int) -> None:
+    """The old content or the new one, whenever the power fails."""
+    fresh = target.with_name(f".{target.name}.new")
+    fresh.write_bytes(data)
+    fresh.chmod(mode)
     sync(fresh)
     os.replace(fresh, target)
     sync(target.parent)
-    return True
 
 
 def write_client_paths(home: Path) -> list[str]:
     """Let every Python here import the client; the files that now say so. For the usual folders alone: a second agent would shadow the first."""
     if home not in (Path(USER_HOME).expanduser().absolute(), Path(SYSTEM_HOME)):
         return []
-    text, written = PATH_TEXT.format(folder=home / "agent" / "current"), []
+    text, written = PATH_TEXT.format(folder=home / "agent" / "current").encode(), []
     for folder in client_folders(home):
-        target, fresh = folder / PATH_FILE, folder / f".{PATH_FILE}.{os.getpid()}"
+        target = folder / PATH_FILE
         try:
-            if not target.is_file() or target.read_text(encoding="utf-8", errors="replace") != text:
+            if not target.is_file() or target.read_bytes() != text:
                 folder.mkdir(parents=True, exist_ok=True)
-                fresh.write_text(text, encoding="utf-8")
-                os.replace(fresh, target)
+                replace(target, text, 0o644)
         except OSError:
             continue  # a site folder that cannot be written to is no reason to do without the agent
         written.append(str(target))
@@ -240,14 +261,15 @@ def tear_down(home: Path, *, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return reply
     remove_units(units)
+    # The launcher goes first: nobody starts the agent anew while the rest is removed.
+    shutil.rmtree(home / "bin", ignore_errors=True)
     stop_agent(home)
     for path in paths:
         path.unlink()
         for folder in (path.parent, path.parent.parent):  # made by us if nothing else is there
             with contextlib.suppress(OSError):
                 folder.rmdir()
-    # The launcher goes first: nobody starts the agent anew while the rest is removed.
-    for path in sorted(our_files(home), key=lambda one: one.name != "bin"):
+    for path in our_files(home):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -321,13 +343,39 @@ def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, objec
     unpack([archive(home, digest) for digest in digests], home / "runtime" / name)
     point(home / "runtime" / tag, name)
     clean(home / "runtime", keep={name}, prefix=f"{tag}.")
-    for digest in digests:
-        archive(home, digest).unlink()
+    forget_archives(home)
     return {"runtime": name}
 
 
-def unpack(archives: list[Path], target: Path) -> None:
-    """All archives into one new folder, which has its name only when it is whole."""
+def forget_archives(home: Path) -> None:
+    """They are unpacked; what else lies there, nobody came back to."""
+    for path in (home / "setup").iterdir():
+        if path.name != "lock":
+            path.unlink()
+
+
+def make_folder(folder: Path) -> None:
+    """It, and those above it, if they are not there; their names have reached the disk."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True, mode=0o750)
+        with contextlib.suppress(PermissionError):  # a folder of others, which holds ours and cannot be read
+            sync(folder.parent)
+
+
+def sweep(home: Path) -> None:
+    """What was half written when the power failed. We hold the lock, so nobody is at it."""
+    for folder in (home / "bin", home / "agent", home / "runtime"):
+        for path in folder.iterdir():
+            if path.name.startswith(".") and path.name != ".starts":  # that one is the launcher's
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink()
+
+
+def unpack(archives: list[Path], target: Path, *, compiled: bool = False) -> None:
+    """All archives into one new folder, which has its name only when it is whole. ``compiled``: nothing is to be written there later."""
     if target.is_dir():
         return
     scratch = target.with_name(f".{target.name}.{os.getpid()}")
@@ -341,6 +389,8 @@ def unpack(archives: list[Path], target: Path) -> None:
                         raise BootstrapError(f"{path.name[:16]} unpacks to more than it may", "do not use this file")
                     if not info.is_dir():
                         extract(opened, info, scratch)
+        if compiled:
+            compile_all(scratch, target)
         # One system call for thousands of files: the rename below must not reach the disk before they do.
         os.sync()
         os.rename(scratch, target)
@@ -349,6 +399,13 @@ def unpack(archives: list[Path], target: Path) -> None:
         raise BootstrapError(f"an archive is damaged: {error}", "remove edgesdk's cache on the host, then try again") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def compile_all(scratch: Path, target: Path) -> None:
+    """As Python itself would at the first import, but on the disk when the folder has its name."""
+    for path in scratch.rglob("*.py"):
+        with contextlib.suppress(py_compile.PyCompileError, OSError):
+            py_compile.compile(str(path), dfile=str(target / path.relative_to(scratch)), doraise=True)
 
 
 def extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, folder: Path) -> None:

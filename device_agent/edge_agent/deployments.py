@@ -1,4 +1,4 @@
-"""The transaction that makes a bundle active, as a job: verify, load, trial, swap, ask. Standard library only.
+"""The transaction that makes a bundle active, as a job: verify, load, trial, swap, ask, probation. Standard library only.
 
     deployments = Deployments(home, store, models, journal)
     job = deployments.activate("sha256:…")
@@ -6,7 +6,8 @@
     deployments.in_turn("race", work)          # changes nothing of what is active, and never runs beside what does
 
 At every moment the model of that name answers with the old bundle or with the new one. Whatever fails, what was active stays
-active; if the first live answer after the swap is wrong, it is swapped back.
+active; if the first live answer after the swap is wrong, it is swapped back. The journal has the line `swapping` before a link changes, and
+`activated` once the new version has answered: an agent that starts between the two undoes what the first says (`recovery`).
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent import facts
+from edge_agent import facts, interface, log, recovery
 from edge_agent.blobs import StoreError
-from edge_agent.bundle import BundleError, TensorInfo, check_digest, check_name
-from edge_agent.child import Child, ChildFailed
+from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.child import Child, ChildDied, ChildFailed
 from edge_agent.journal import Journal
 from edge_agent.models import Models, UnknownModel
+from edge_agent.probation import GOOD_ANSWERS, PROBATION_S, Probations
 from edge_agent.releases import Refused, Releases
 from edge_agent.store import Deployment, Store, write_atomically
 from edge_agent.trust import Trust, Untrusted
@@ -36,8 +38,7 @@ _TRIAL_S = 1800  # an engine build takes ten minutes
 _ASK_S = 120
 _TURN_S = 600  # a job that changes nothing waits so long for those that do
 _JOBS_KEPT = 100
-_PROBATION_S = 60  # since a version became active, or last crashed
-_MOST_CRASHES = 3
+_PAUSE_S = 0.2  # between two rounds of a probation
 _SPARE_BYTES = 64 << 20  # of memory, beside what a model needs
 
 
@@ -87,15 +88,6 @@ class Job:
         return {"id": self.identity, "state": self.state, "stage": self.stage, "result": self.result, "error": self.error}
 
 
-@dataclass
-class _Probation:
-    """Of a version that was made active: it ends after a while without a crash."""
-
-    digest: str
-    crashes: int = 0
-    until: float = field(default_factory=lambda: time.monotonic() + _PROBATION_S)
-
-
 class Deployments:
     """Changes what is active, one change at a time."""
 
@@ -105,9 +97,10 @@ class Deployments:
         self._jobs: dict[str, Job] = {}
         self._lock = threading.Lock()
         self._holder: Job | None = None
-        self._child: Child | None = None
+        self._proving: dict[str, Job] = {}  # by model: whose probation somebody waits for
+        self._children: list[Child] = []
         self._closed = False
-        self._probations: dict[str, _Probation] = {}
+        self._probations = Probations(journal)
 
     def activate(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT) -> Job:
         """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
@@ -126,6 +119,7 @@ class Deployments:
             known = name in self._models.names() or self._store.active(name) is not None
             if not known:
                 raise UnknownModel(name)
+            self._journal.append("removing", name=name)
             before = self._models.forget(name)
             if before is not None:
                 before.worker.stop()
@@ -155,7 +149,7 @@ class Deployments:
         """The child of the job under way: it ends when the agent does. Raises ChildFailed if that is already ending."""
         with child:
             with self._lock:
-                self._child = child
+                self._children.append(child)
                 closed = self._closed
             try:
                 if closed:
@@ -163,7 +157,7 @@ class Deployments:
                 yield child
             finally:
                 with self._lock:
-                    self._child = None
+                    self._children.remove(child)
 
     def recover(self, name: str, damage: StoreError) -> None:
         """The active bundle's files are damaged: what ran before answers again. Runs in a thread of its own."""
@@ -171,32 +165,31 @@ class Deployments:
 
     def crashed(self, deployment: Deployment, cause: str) -> None:
         """Charge it to its model: the third within the probation, and what ran before answers again."""
-        with self._lock:
-            probation = self._probations.get(deployment.name)
-            if probation is None or probation.digest != deployment.digest or time.monotonic() > probation.until:
-                return
-            probation.crashes += 1
-            probation.until = time.monotonic() + _PROBATION_S
-            if probation.crashes != _MOST_CRASHES:
-                return
-        told = StoreError(f"it crashed {_MOST_CRASHES} times within its probation, at last: {cause}")
-        recover = functools.partial(self._recover, deployment.name, told, crashed=deployment)
-        threading.Thread(target=recover, name=f"recover {deployment.name}", daemon=True).start()
+        told = self._probations.charged(deployment, cause)
+        if told:
+            recover = functools.partial(self._recover, deployment.name, StoreError(told), crashed=deployment)
+            threading.Thread(target=recover, name=f"recover {deployment.name}", daemon=True).start()
+
+    def resume(self) -> None:
+        """What the agent left when it last ended: a change under way, versions on probation. Before the first model is started."""
+        told = recovery.recover(self._store, self._journal, self._releases.forget)
+        self._probations.resume(told.on_probation, told.deaths, self._gone)
 
     def close(self) -> None:
         """Cancel what is under way: what was active stays so."""
         with self._lock:
             self._closed = True
-            child = self._child
-        if child is not None:
+            children = list(self._children)
+        for child in children:
             child.cancel()
 
     # jobs
 
     def _start(self, what: str, work: Callable[[Job], dict[str, Any]]) -> Job:
         with self._lock:
-            if self._holder is not None and self._holder.what == what:
-                return self._holder
+            for known in (self._holder, *self._proving.values()):
+                if known is not None and known.what == what:
+                    return known
             job = Job(what)
             self._take(job)
             self._remember(job)
@@ -213,12 +206,10 @@ class Deployments:
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
         finally:  # a bug of ours goes to the log as a traceback; the job does not hang for it
-            with self._lock:
-                if self._holder is job:
-                    self._holder = None
+            self._let_go(job)
             if result is None:
                 self._journal.append("failed", what=job.what, stage=job.stage, **error)
-                job.error, job.state = error, "failed"
+                job.result, job.error, job.state = None, error, "failed"
             else:
                 job.result, job.state = result, "done"
             job.ended.set()
@@ -249,6 +240,18 @@ class Deployments:
             raise Busy("the agent is stopping", 0)
         self._holder, job.begin = job, time.monotonic()
 
+    def _let_go(self, job: Job) -> None:
+        with self._lock:
+            if self._holder is job:
+                self._holder = None
+
+    def _promise(self, event: str, **fields: object) -> None:
+        """Raises StoreError where the journal cannot be written: without that line a power cut could not be mended."""
+        try:
+            self._journal.promise(event, **fields)
+        except OSError as error:
+            raise self._store.unwritable(error) from error
+
     @contextlib.contextmanager
     def _holding(self, job: Job) -> Iterator[None]:
         with self._lock:
@@ -269,10 +272,8 @@ class Deployments:
             return self._unchanged(job, deployment)
         self._releases.check(deployment, allow_downgrade=permissions.allow_downgrade, retry=permissions.retry)
         if running is not None and not permissions.allow_signature_change:
-            _check_signature(deployment, running.deployment)
-        done = self._exchange(job, deployment, permissions, signer)
-        self._releases.accepted(deployment)
-        return done
+            interface.check(deployment, running.deployment)
+        return self._exchange(job, deployment, permissions, signer)
 
     def _rollback(self, job: Job, name: str) -> dict[str, Any]:
         if name not in self._models.names():
@@ -297,7 +298,9 @@ class Deployments:
         job.stage = "verify"  # not "ask": a failure here swaps nothing back
         with self._trying(deployment) as trial:
             answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
-        self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
+            self._journal.append("unchanged", name=deployment.name, digest=deployment.digest)
+            if self._probations.proves(deployment):
+                self._prove(job, deployment, trial)
         return self._result(deployment, "unchanged", answer, _decided(deployment.folder).get("trial"))
 
     def _exchange(self, job: Job, deployment: Deployment, permissions: Permissions, signer: str | None) -> dict[str, Any]:
@@ -315,12 +318,68 @@ class Deployments:
             with self._swapped(deployment, tried["memory_bytes"]):
                 job.stage = "ask"
                 answer = trial.ask({"op": "ask"}, timeout_s=_ASK_S)
-        self._journal.append(
-            "activated", name=deployment.name, release=deployment.release, digest=deployment.digest, what=job.what, signer=signer, **asdict(permissions)
-        )
-        with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
-            self._store.collect()
+                self._releases.accepted(deployment)
+                told = {"name": deployment.name, "release": deployment.release, "digest": deployment.digest}
+                self._promise("activated", **told, what=job.what, signer=signer, **asdict(permissions))
+            with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
+                self._store.collect()
+            job.result = self._result(deployment, "probation", answer, tried)
+            self._prove(job, deployment, trial)
         return self._result(deployment, "active", answer, tried)
+
+    def _prove(self, job: Job, deployment: Deployment, trial: Child) -> None:
+        """Until it has given twenty good answers, or a minute has passed: others may change what is active meanwhile. Raises StoreError."""
+        name, until = deployment.name, time.monotonic() + PROBATION_S
+        job.stage = "probation"
+        with self._lock:
+            self._proving[name] = job
+        self._let_go(job)
+        try:
+            model = self._models.find(name)
+            before = model.counters.total.count if model is not None else 0
+            good, asking = 0, True
+            while good < GOOD_ANSWERS and time.monotonic() < until:
+                asking = asking and self._asked(deployment, trial, GOOD_ANSWERS - good)
+                self._check_proves(deployment)
+                if model is not None:
+                    model.worker.refresh()
+                    good = model.counters.total.count - before
+                if good < GOOD_ANSWERS:
+                    time.sleep(_PAUSE_S)
+            self._probations.proven(name, deployment.digest, good)
+        finally:
+            with self._lock:
+                if self._proving.get(name) is job:
+                    del self._proving[name]
+
+    def _asked(self, deployment: Deployment, trial: Child, questions: int) -> bool:
+        """Golden questions, as a local program asks them; whether more can be asked. Raises StoreError for a wrong answer."""
+        try:
+            trial.ask({"op": "prove", "questions": questions}, timeout_s=_ASK_S)
+        except ChildDied:
+            if self._closed:
+                raise
+            return False  # the asker's end says nothing about the model
+        except ChildFailed as wrong:
+            told = StoreError(f"within its probation: {wrong}", wrong.hint)
+            self._recover(deployment.name, told, crashed=deployment)
+            raise told from wrong
+        return True
+
+    def _check_proves(self, deployment: Deployment) -> None:
+        """Raises StoreError where another version answers, or has to."""
+        name, verdict = deployment.name, self._probations.verdict(deployment)
+        until = time.monotonic() + PROBATION_S
+        while verdict and self._store.previous(name) is not None and self._is_active(deployment) and time.monotonic() < until:
+            time.sleep(_PAUSE_S)  # what ran before is on its way
+        if verdict:
+            raise StoreError(verdict, "what ran before answers again" if not self._is_active(deployment) else "nothing ran before it; see `edge-agent logs`")
+        if not self._is_active(deployment):
+            raise StoreError(f"release {deployment.release} of {name} was replaced within its probation", "`edge-agent status` tells by what")
+
+    def _is_active(self, deployment: Deployment) -> bool:
+        model = self._models.find(deployment.name)
+        return model is not None and model.deployment == deployment
 
     @contextlib.contextmanager
     def _swapped(self, deployment: Deployment, needed_bytes: int) -> Iterator[None]:
@@ -336,12 +395,15 @@ class Deployments:
             self._journal.append("short of memory", name=name, needed_bytes=needed_bytes, free_bytes=free_bytes)
             before.worker.stop()
         model.worker.start()
-        routed = False
+        swapped = routed = False
         try:
             model.worker.wait_ready()
+            was = {"before": active and active.name, "previous": previous and previous.name}
+            self._promise("swapping", name=name, release=deployment.release, digest=deployment.digest, **was)
+            swapped = True
             self._store.swap(name, deployment.folder)
             before, routed = self._models.route(name, model), True
-            self._probations[name] = _Probation(deployment.digest)
+            self._probations.begin(deployment)
             yield
         except BaseException:
             if before is not None and before.worker.stopped:
@@ -352,13 +414,21 @@ class Deployments:
             elif routed:
                 self._models.forget(name)
             model.worker.stop()
-            self._store.restore(name, active, previous)
-            if routed:
-                self._journal.append("swapped back", name=name, digest=deployment.digest)
-                self._gave_up(name, deployment.digest)
+            if swapped:
+                self._swap_back(deployment, active, previous, asked=routed)
             raise
         if before is not None:
             before.worker.stop()
+
+    def _swap_back(self, deployment: Deployment, active: Path | None, previous: Path | None, *, asked: bool) -> None:
+        try:
+            self._store.restore(deployment.name, active, previous)
+        except OSError as error:  # `swapping` has no end in the journal: the next start does it
+            log.event("error", "the links could not be put back", model=deployment.name, cause=error.strerror)
+            return
+        self._journal.append("swapped back", name=deployment.name, digest=deployment.digest)
+        if asked:
+            self._gave_up(deployment.name, deployment.digest)
 
     def _start_again(self, name: str, deployment: Deployment) -> None:
         """What had to make room for a version that failed. Requests wait until it answers."""
@@ -426,42 +496,23 @@ class Deployments:
         if crashed is not None:
             self._gave_up(name, crashed.digest)
 
+    def _gone(self, name: str, why: str) -> None:
+        """A version whose probation the agent did not outlive: it must not be started again. What ran before is active when models are."""
+        folder, active = self._store.previous(name), self._store.active(name)
+        if folder is None or active is None:
+            return
+        try:
+            self._store.verify_deployment(folder)
+            self._store.restore(name, folder, None)
+        except (StoreError, OSError) as error:
+            log.event("error", "what ran before cannot take over", model=name, cause=str(error))
+            return
+        self._journal.append("fell back", name=name, digest=self._store.opened(folder).digest, cause=why)
+
     def _gave_up(self, name: str, digest: str) -> None:
         """It is not tried again by itself."""
         with contextlib.suppress(OSError):  # a full disk must not keep the old one from answering
             self._releases.rolled_back(name, digest)
-
-
-def _check_signature(new: Deployment, old: Deployment) -> None:
-    """A correct model can still break the program that asks it. Raises Refused, with both printed."""
-    hint = "programs here may rely on them: deploy it with --allow-signature-change, or under another name"
-    for what, offered, expected in (
-        ("inputs", new.description.inputs, old.description.inputs),
-        ("outputs", new.description.outputs, old.description.outputs),
-    ):
-        if offered != expected:
-            raise Refused(
-                f"the {what} of release {new.release} of {new.name} are {_told(offered)}; those of release {old.release}, which is active, {_told(expected)}",
-                hint,
-            )
-    labels = [_labels(deployment.folder) for deployment in (new, old)]
-    if labels[0] != labels[1]:
-        raise Refused(
-            f"the labels of release {new.release} of {new.name} are {', '.join(labels[0][:8]) or 'none'}; "
-            f"those of release {old.release}, which is active, {', '.join(labels[1][:8]) or 'none'}",
-            hint,
-        )
-
-
-def _told(tensors: tuple[TensorInfo, ...]) -> str:
-    return ", ".join(f"`{one.name}` {one.dtype} [{', '.join('any' if length is None else str(length) for length in one.shape)}]" for one in tensors)
-
-
-def _labels(folder: Path) -> list[str]:
-    try:
-        return (folder / "labels.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _decided(folder: Path) -> dict[str, Any]:

@@ -61,6 +61,14 @@ def child(verb: str, *arguments: str, home: Path) -> dict[str, Any]:
     return module("edge_agent", verb, *arguments, home=home)
 
 
+def serving(home: Path) -> dict[str, Any]:
+    """What Popen needs to have the agent run, and run again when it dies: the launcher's business where set-up put one."""
+    script = home / "bin" / "edge-agent"
+    if code_folder().parent != Path(os.path.realpath(home / "agent")) or not (home / "bin" / "launcher.py").is_file():
+        return child("serve", home=home)
+    return {"args": ["/bin/sh", str(script), "keep"], "cwd": "/"}
+
+
 def module(name: str, *arguments: str, home: Path) -> dict[str, Any]:
     """The same for a module of its own, without what all verbs import."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}  # `-m` finds us by the working folder
@@ -75,6 +83,26 @@ def use_runtime(home: Path) -> None:
     folder = home / "runtime" / runtime_tag()
     if (own is None or version_of(own) < OLDEST_ONNXRUNTIME) and folder.is_dir() and str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+
+def runtime_problem(home: Path) -> str | None:
+    """Why none of the wheels that the host sent fits any more. None where one does, or none was needed."""
+    own = installed_onnxruntime()
+    if (own is not None and version_of(own) >= OLDEST_ONNXRUNTIME) or (home / "runtime" / runtime_tag()).is_dir():
+        return None
+    sent = sorted(path.name for path in (home / "runtime").glob("cp*-*-*") if path.is_symlink())
+    if not sent:
+        return None
+    kinds = ("python", "processor", "libc")
+    parts = [(kind, before, here) for kind, before, here in zip(kinds, sent[-1].split("-"), runtime_tag().split("-")) if before != here]
+    changes = [f"{kind} changed {_plain(before)} → {_plain(here)}" for kind, before, here in parts]
+    return f"{', '.join(changes)}: run `edgesdk setup HOST`"
+
+
+def _plain(part: str) -> str:
+    """`3.11` for cp311."""
+    found = re.fullmatch("cp([0-9])([0-9]+)", part)
+    return f"{found[1]}.{found[2]}" if found else part
 
 
 def use_numpy() -> None:

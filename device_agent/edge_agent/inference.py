@@ -85,8 +85,11 @@ def _ready(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Respons
 
 def _health(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
     """For a watchdog: whether all that should answer does."""
-    waiting = _waiting(agent)
-    return json_response({"status": "ok"}) if not waiting else error_response(503, f"these models do not answer: {', '.join(waiting)}")
+    waiting, problem = _waiting(agent), agent.problem()
+    told = [*([f"these models do not answer: {', '.join(waiting)}"] if waiting else []), *([problem] if problem else [])]
+    if waiting:
+        return error_response(503, "; ".join(told))
+    return json_response({"status": "ok", **({"problem": problem} if problem else {})})
 
 
 def _waiting(agent: Agent) -> list[str]:

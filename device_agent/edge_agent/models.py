@@ -23,6 +23,7 @@ from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
 from edge_agent.config import Limits
 from edge_agent.counters import Counters, Ledger
+from edge_agent.home import runtime_problem
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
 from edge_agent.store import Deployment, Store
@@ -91,12 +92,19 @@ class Models:
             deployment.folder,
             self._zygote,
             self._limits,
-            check=lambda: self._store.verify_deployment(deployment.folder),
+            check=lambda: self._check(deployment),
             died=lambda cause, charged: self._died(deployment, cause, charged=charged),
             damaged=lambda error: self.damaged(name, error),
             counted=counters.add_counts,
         )
         return Active(deployment, deployment.description.profile, worker, counters)
+
+    def _check(self, deployment: Deployment) -> None:
+        """Before its worker is started. Raises StoreError."""
+        problem = runtime_problem(self._home)
+        if problem is not None:
+            raise StoreError(problem, "what ran here has no onnxruntime any more")
+        self._store.verify_deployment(deployment.folder)
 
     def route(self, name: str, model: Active) -> Active | None:
         """Requests go to it from now on. What they went to before is returned, still running."""

@@ -37,6 +37,7 @@ _EVENTS = {
     "activated": "{name} release {release} ({digest}) became active{how}",
     "swapped back": "{name} ({digest}) failed its first question and was swapped back",
     "fell back": "{name} fell back to {digest}",
+    "undone": "{name} ({digest}) had not answered when the agent ended; what ran before is active",
     "damaged": "{name} is damaged on the disk: {cause}",
     "removed": "{name} was removed",
     "failed": "{what} failed: {message}",

@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from edge_agent.blobs import FULL, Blobs, Damaged, StoreError, free_bytes, size_of, sync_folder
+from edge_agent.blobs import FULL, Blobs, Damaged, StoreError, free_bytes, make_folder, size_of, sync_folder
 from edge_agent.bundle import (
     BundleError,
     Description,
@@ -57,7 +57,7 @@ class Store(Blobs):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         for folder in (home / "deployments", home / "active", home / "previous"):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            make_folder(folder)
 
     def manifest(self, digest: str) -> Manifest:
         """The stored manifest of that digest. Raises StoreError or BundleError."""
@@ -78,16 +78,18 @@ class Store(Blobs):
         return deployment
 
     def _link(self, folder: Path, manifest: Manifest) -> None:
-        """The folder gets its name when it is whole."""
+        """The folder gets its name when it is whole. One that is there, since blobs of it were sent again, is mended: it may be the active one."""
         scratch = folder.with_name(f".{folder.name}")
         shutil.rmtree(scratch, ignore_errors=True)
         try:
+            if folder.is_dir():
+                self._mend(folder, manifest)
+                return
+            make_folder(folder.parent)
             (scratch / "cache").mkdir(parents=True, mode=0o750)
             for file, digest in _files(manifest).items():
                 os.link(self.path(digest), scratch / file)
             sync_folder(scratch)
-            if folder.exists():  # its blobs were damaged and have been sent again
-                shutil.rmtree(folder)
             os.rename(scratch, folder)
             sync_folder(folder.parent)
         except OSError as error:
@@ -97,6 +99,18 @@ class Store(Blobs):
             raise StoreError(
                 f"the bundle cannot be laid out in {folder}: {error.strerror}", "the store needs one file system with hard and symbolic links"
             ) from error
+
+    def _mend(self, folder: Path, manifest: Manifest) -> None:
+        """File by file: at every moment each of them is the old one or the new one."""
+        (folder / "cache").mkdir(exist_ok=True, mode=0o750)
+        for file, digest in _files(manifest).items():
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samefile(folder / file, self.path(digest)):
+                    continue
+            fresh = _scratch(folder / file)
+            os.link(self.path(digest), fresh)
+            os.replace(fresh, folder / file)
+        sync_folder(folder)
 
     def _is_laid_out(self, folder: Path, manifest: Manifest) -> bool:
         """Whether every file there is the store's blob itself."""
@@ -157,9 +171,7 @@ class Store(Blobs):
                 _point(self.home / "previous" / name, active)
             _point(self.home / "active" / name, folder)
         except OSError as error:
-            if error.errno in FULL:
-                raise self.full(0) from error
-            raise StoreError(f"the store cannot write below {self.home}: {error.strerror}", "is the disk mounted read-only?") from error
+            raise self.unwritable(error) from error
 
     def restore(self, name: str, active: Path | None, previous: Path | None) -> None:
         """Both links as they were."""
@@ -211,7 +223,7 @@ class Store(Blobs):
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o640) -> None:
     """The old content or the new one, whenever power fails. Raises OSError, and then nothing of the new one is left."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    scratch = _scratch(path)
     try:
         descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
         with open(descriptor, "wb") as stream:
@@ -224,6 +236,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o640) -> None:
             scratch.unlink()
         raise
     sync_folder(path.parent)
+
+
+def _scratch(path: Path) -> Path:
+    """A name beside it that `recovery` knows as a leftover."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
 
 
 def _files(manifest: Manifest) -> dict[str, str]:

@@ -25,7 +25,7 @@ from edge_agent import __version__, api, facts, log, probe, systemd
 from edge_agent import config as configuration
 from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
-from edge_agent.home import code_folder, socket_address, socket_path
+from edge_agent.home import code_folder, runtime_problem, socket_address, socket_path
 from edge_agent.journal import Journal, now
 from edge_agent.models import Models
 from edge_agent.page import History
@@ -75,6 +75,8 @@ class Agent:
                 saved = time.monotonic()
                 self.models.save()
                 self.races.sweep()
+                with contextlib.suppress(OSError):  # then a start more counts as failed than did
+                    _say_well(self.home)
 
     def status(self) -> dict[str, Any]:
         runtime = self.models.runtime() or self._installed
@@ -89,11 +91,19 @@ class Agent:
                 "numpy": runtime.get("numpy"),
                 "home": str(self.home),
                 "since": self.since,
+                "problem": self.problem(),
             },
             "models": self.models.status(),
             "store": self.store.usage(),
             "device": facts.read(),
         }
+
+    def problem(self) -> str | None:
+        """What a person has to do something about, beyond one model."""
+        code, current = code_folder(), os.path.basename(os.path.realpath(self.home / "agent" / "current"))
+        if code.parent == Path(os.path.realpath(self.home / "agent")) and code.name != current:
+            return f"the agent {current} did not start, or died; {code.name}, the one before it, runs: update edgesdk, then `edgesdk setup HOST`"
+        return runtime_problem(self.home)
 
     @functools.cached_property
     def _installed(self) -> dict[str, Any]:
@@ -153,6 +163,7 @@ def serve(home: Path, zygote: Zygote) -> None:
         room=agent.room,
     )
     agent.journal.append("started", version=__version__, pid=os.getpid())
+    agent.deployments.resume()
     agent.models.boot()
     _reopen_tcp(agent)
     server.start()
@@ -167,6 +178,15 @@ def serve(home: Path, zygote: Zygote) -> None:
         server.stop()
         agent.close()
         agent.journal.append("stopped", pid=os.getpid())
+
+
+def _say_well(home: Path) -> None:
+    """To the launcher: it has started us, and need not try another. Raises OSError."""
+    code, said = code_folder(), home / "agent" / "starts"
+    if code.parent == Path(os.path.realpath(home / "agent")):
+        text = f"{os.path.basename(os.path.realpath(home / 'agent' / 'current'))} {code.name} 0"
+        if not said.is_file() or said.read_text(encoding="ascii", errors="replace") != text:
+            write_atomically(said, text.encode())
 
 
 def _unix_listener(path: Path, access: SocketAccess) -> socket.socket:

@@ -24,6 +24,7 @@ def _status(reply: Any) -> list[str]:
     agent, store = reply["agent"], reply["store"]
     runtime = f"onnxruntime {agent['onnxruntime'] or 'missing'}, numpy {agent['numpy'] or 'missing'}, python {agent['python']}"
     lines = [f"edge-agent {agent['version']} (process {agent['pid']}) on {agent['home']} since {agent['since']}", f"  {runtime}"]
+    lines += [f"  {agent['problem']}"] if agent.get("problem") else []
     for model in reply["models"]:
         lines.append(
             f"{model['name']} release {model['release']}: {model['state']}, {model['count']} answers, {model['nodes'] or model['provider'] or 'not running'}"

@@ -1,6 +1,6 @@
 """The trial child: opens a bundle's model in a process of its own, asks it the golden questions, measures it.
 
-The supervisor drives it over an inherited socket: `trial` first, `ask` after the swap. If the model crashes the runtime, only
+The supervisor drives it over an inherited socket: `trial` first, `ask` after the swap, `prove` during the probation. If the model crashes the runtime, only
 this process dies, and the signal that killed it is the answer.
 """
 
@@ -27,6 +27,7 @@ _MOST_RUNS = 100
 _FEWEST_RUNS = 3
 _WARMUP_S = 1
 _MEASURED_S = 3
+_PROVED_S = 2
 
 
 class Refused(Exception):
@@ -48,7 +49,12 @@ def serve(folder: Path, home: Path, descriptor: int) -> int:
                 return 0
             try:
                 description = parse_description((folder / "bundle.json").read_bytes())
-                reply = ask(folder, home, description) if question["op"] == "ask" else trial(sock, folder, description, **question["arguments"])
+                if question["op"] == "trial":
+                    reply = trial(sock, folder, description, **question["arguments"])
+                elif question["op"] == "prove":
+                    reply = prove(folder, home, description, question["questions"])
+                else:
+                    reply = ask(folder, home, description)
             except (Refused, SessionError, BundleError) as error:
                 reply = {"error": {"message": str(error), "hint": error.hint}}
             frames.send(sock, reply)
@@ -106,6 +112,22 @@ def ask(folder: Path, home: Path, description: Description) -> dict[str, Any]:
     except golden.Differs as error:
         raise Refused(f"the first answer after the swap is wrong: {error}", "see `edge-agent logs`") from error
     return {"result": {"first_answer_ms": elapsed_ms}}
+
+
+def prove(folder: Path, home: Path, description: Description, questions: int) -> dict[str, Any]:
+    """So many golden questions, or as many as two seconds allow. One without an answer is the supervisor's to judge. Raises Refused for a wrong one."""
+    samples, until, good = golden.load(folder / "golden.npz", description), time.monotonic() + _PROVED_S, 0
+    try:
+        with connect(description.name, home=home) as model:
+            while good < questions and time.monotonic() < until and model.release == str(description.release):
+                sample = samples[good % len(samples)]
+                golden.compare(sample.answers, model(sample.feeds), description)
+                good += 1
+    except ClientError as error:
+        return {"result": {"good": good, "lost": str(error)}}
+    except golden.Differs as error:
+        raise Refused(f"an answer is wrong: {error}", "see `edge-agent logs`") from error
+    return {"result": {"good": good}}
 
 
 def _resident_bytes() -> int:

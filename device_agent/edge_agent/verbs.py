@@ -81,7 +81,7 @@ def start(home: Path) -> dict[str, Any]:
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o750)
         with open(home / "agent.log", "ab") as said:
-            process = subprocess.Popen(**homes.child("serve", home=home), stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
+            process = subprocess.Popen(**homes.serving(home), stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
     except OSError as error:
         raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
     until = time.monotonic() + _START_S

@@ -31,7 +31,8 @@ from edgesdk.replies import Facts
 RUNTIME_PACKAGES = ("numpy", "onnxruntime")
 OLDEST_ONNXRUNTIME = "1.16"
 
-_MAIN = b"import sys\n\nfrom edge_agent.__main__ import main\n\nsys.exit(main())\n"
+# What the launcher looks for: `main`.
+_MAIN = b'import sys\n\nfrom edge_agent.__main__ import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n'
 _OLDEST_TIME = (1980, 1, 1, 0, 0, 0)
 _PIP_TIMEOUT_S = 600
 # The oldest glibc that wheels for an architecture are built against (PEP 600), and the names from before that rule.

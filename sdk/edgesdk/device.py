@@ -61,7 +61,8 @@ CHUNK_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 512 << 20
 Permission = Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"]  # what a device refuses otherwise
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
-JOB_STAGES = ("verify", "load", "trial", "swap", "ask")
+JOB_STAGES = ("verify", "load", "trial", "swap", "ask", "probation")
+_SWAPPED = ("ask", "probation")  # a job that fails there went back to what ran before
 
 # Where the agent is, the device knows: no path of ours or of a reply goes there.
 _AGENT = ("sh", "-c", 'exec "${EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}/bin/edge-agent" "$@"', "edge-agent")
@@ -77,7 +78,7 @@ class Deployment:
     """One attempt to put one bundle on one device; its fields are the keys of `deploy --json`."""
 
     host: str
-    outcome: str  # active, unchanged, rolled-back, failed, unknown; of a fleet also skipped
+    outcome: str  # active, unchanged, probation, rolled-back, failed, unknown; of a fleet also skipped
     digest: str | None = None
     previous: str | None = None
     blobs_sent: int = 0
@@ -115,19 +116,23 @@ def connect(host: str) -> Device:
     return Device(lambda: transport.connect(host))
 
 
-def attempt(host: str, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), progress: Progress = silent) -> Deployment:
+def attempt(
+    host: str, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), wait: bool = True, progress: Progress = silent
+) -> Deployment:
     """Connect, deploy, disconnect. What goes wrong is in the result, so that one device of many does not stop the others."""
     begin = time.monotonic()
     try:
         with connect(host) as device:
-            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, progress=progress)
+            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, wait=wait, progress=progress)
     except (EdgeSDKError, BundleError) as error:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "rolled-back" if isinstance(error, RolledBack) else "failed"
         return Deployment(host=host, outcome=outcome, seconds=time.monotonic() - begin, error={"message": str(error), "hint": error.hint})
 
 
-def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), progress: Progress = silent) -> Deployment:
-    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given.
+def deploy(
+    device: Device, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), wait: bool = True, progress: Progress = silent
+) -> Deployment:
+    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. Not to ``wait`` ends with `probation`, once it has answered.
 
     Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
     before; OutcomeUnknown where the connection was lost for good while the device was at it.
@@ -145,7 +150,7 @@ def deploy(device: Device, bundle: Path, *, as_profile: str | None = None, allow
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
         set_up(device, facts, plan, progress, signer)
         blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
-        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, progress=progress)
+        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, progress=progress)
         sent.keep(layout, choice.manifest)
     return Deployment(
         host=device.host,
@@ -201,6 +206,10 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         progress("start", 0, 1)
         device.ask("start")
         progress("start", 1, 1)
+    if plan.agent and device.status().agent.digest != plan.agent.name:
+        raise DeviceError(
+            f"the new agent does not run on `{device.host}`: the one before it does, and answers", f"`edgesdk logs {device.host}` tells why; update edgesdk"
+        )
 
 
 def first_signer(facts: Facts) -> Signer | None:
@@ -348,11 +357,21 @@ class Device:
         return self._reply(Freed, "race", session, "--end")
 
     def activate(
-        self, digest: str, *, signature: bytes | None = None, as_profile: bool = False, allowed: Collection[str] = (), progress: Progress = silent
+        self,
+        digest: str,
+        *,
+        signature: bytes | None = None,
+        as_profile: bool = False,
+        allowed: Collection[str] = (),
+        wait: bool = True,
+        progress: Progress = silent,
     ) -> Activated:
-        """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice."""
+        """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice.
+
+        Not to ``wait`` is for those who do not want to see the end of the probation: the device ends it by itself.
+        """
         flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *(f"--{name}" for name in PERMISSIONS if name in allowed)]
-        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags, stdin=[signature] if signature else []).job, progress)
+        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags, stdin=[signature] if signature else []).job, progress, wait=wait)
 
     def trusted(self) -> Trusted:
         """Whose signatures it takes."""
@@ -409,13 +428,17 @@ class Device:
                 self._reconnect()
         return None
 
-    def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True) -> Activated:
-        result = self._finish(Activation, start, progress, repeatable=repeatable).result
+    def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
+        result = self._finish(Activation, start, progress, repeatable=repeatable, until="" if wait else "probation").result
         assert result is not None  # `_finish` returns what has one
         return result
 
-    def _finish(self, kind: type[JobKind], start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait_s: int = 0) -> JobKind:
+    def _finish(
+        self, kind: type[JobKind], start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait_s: int = 0, until: str = ""
+    ) -> JobKind:
         """Start a job and wait for its end: it has a result then. It goes on by itself when we lose the connection, so we come back and ask.
+
+        ``until`` names a stage that is end enough, if the job has a result there.
 
         Not ``repeatable`` is what goes back two versions when it is asked for twice. The device may take up to ``wait_s`` for an
         answer, so that no question disturbs what it measures.
@@ -442,12 +465,12 @@ class Device:
             deadline = None
             if state.stage in JOB_STAGES:
                 progress(state.stage, JOB_STAGES.index(state.stage), len(JOB_STAGES))
-            if state.state == "done" and state.result:
+            if state.result and (state.state == "done" or (state.state == "running" and until and state.stage == until)):
                 progress(JOB_STAGES[-1], len(JOB_STAGES), len(JOB_STAGES))
                 return state
             if state.state != "running":
                 problem = state.error or Problem(message="the agent gives no reason")
-                raise (RolledBack if state.stage == "ask" else DeviceError)(problem.message, problem.hint)
+                raise (RolledBack if state.stage in _SWAPPED else DeviceError)(problem.message, problem.hint)
             time.sleep(pause_s)
             pause_s = min(1.5 * pause_s, 2.0)
 

@@ -15,6 +15,7 @@ A fleet is a file that people write:
     allow = ["allow-slow"]
 """
 
+import functools
 import json
 import math
 import queue
@@ -67,6 +68,7 @@ class Plan:
     parallel: int = 8
     canary: str = "0"
     max_failures: int | None = None
+    wait: bool = True  # for the end of each probation
 
     def first(self, count: int) -> int:
         """Devices in the first wave. Raises FleetError."""
@@ -120,7 +122,7 @@ class Rollout:
 
     def __init__(self, members: Sequence[Member], bundle: Path | None, plan: Plan, *, state: Path | None = None, attempt: Attempt | None = None) -> None:
         self._members, self._bundle, self._plan, self._state = tuple(members), bundle, plan, state
-        self._attempt = attempt or _attempted
+        self._attempt = attempt or functools.partial(_attempted, wait=plan.wait)
         self._first = plan.first(len(self._members))
         self._goal = {member.host: _goal(self._bundle_of(member)) for member in self._members}
         self._done = self._read()
@@ -169,7 +171,7 @@ class Rollout:
             try:
                 while len(failed) <= most:
                     deployment = attempt(waiting.get_nowait())
-                    if not deployment.worked:
+                    if not deployment.worked and deployment.outcome != "probation":
                         failed.append(deployment.host)
                     ended.put(deployment)
             except queue.Empty:
@@ -215,9 +217,9 @@ class Rollout:
             write_atomically(self._state, (json.dumps({"devices": entries}, indent=1) + "\n").encode())
 
 
-def _attempted(member: Member, bundle: Path, progress: Progress = silent) -> Deployment:
+def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True) -> Deployment:
     try:
-        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, progress=progress)
+        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, wait=wait, progress=progress)
     except OSError as error:  # this machine's: a socket, a file
         return Deployment(host=member.host, outcome="failed", error={"message": f"{error.strerror or error}", "hint": "run the same command again"})
 

@@ -174,7 +174,7 @@ class Activated(Reply):
     release: Count
     digest: Text
     previous: Text | None = None
-    outcome: Literal["active", "unchanged"]
+    outcome: Literal["active", "unchanged", "probation"]
     first_answer_ms: float | None = None
     trial: Trial | None = None
 
@@ -241,6 +241,7 @@ class AgentStatus(Reply):
     numpy: Text | None = None
     home: Text = ""
     since: Text | None = None
+    problem: Text | None = None
 
 
 class ModelStatus(Reply):

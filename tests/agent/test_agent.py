@@ -73,7 +73,8 @@ def test_a_bundle_becomes_active_then_unchanged_then_replaced_rolled_back_and_re
         answered(agent)
     assert agent.ask("GET", "/edge/status")["store"]["blobs"] == 0
     assert agent.workers() == {}
-    assert [line["event"] for line in agent.journal()] == ["started", "activated", "unchanged", "activated", "activated", "activated", "removed"]
+    change = ["swapping", "activated", "proven"]
+    assert [line["event"] for line in agent.journal()] == ["started", *change, "unchanged", *change, *change, *change, "removing", "removed"]
 
 
 @pytest.mark.e2e
@@ -262,9 +263,9 @@ def test_a_restarted_agent_answers_with_what_was_active_and_remembers_its_latenc
     wait_until(lambda: agent.model("toy")["state"] == "active")
     after = agent.ask("GET", "/edge/report/toy")["models"][0]
     assert after == before
-    assert after["count"] == 21  # and the first question after the swap
+    assert after["count"] == 41  # and 21 that the activation asked
     assert answered(agent) == 8
-    assert agent.ask("GET", "/edge/report/toy")["models"][0]["count"] == 22
+    assert agent.ask("GET", "/edge/report/toy")["models"][0]["count"] == 42
     assert agent.ask("GET", "/v2/health/ready") == {"ready": True}
 
 

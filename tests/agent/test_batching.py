@@ -190,4 +190,4 @@ def test_an_agent_answers_many_at_once_by_both_ways(agent: Agent, tmp_path: Path
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(8)))
-    assert agent.model("toy")["count"] == 161  # with the question of the activation
+    assert agent.model("toy")["count"] == 181  # with the questions of the activation

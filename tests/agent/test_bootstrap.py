@@ -16,6 +16,7 @@ import pytest
 from edge_agent import bootstrap
 
 SOURCE = Path(bootstrap.__file__).read_text(encoding="utf-8")
+LAUNCHER = Path(bootstrap.__file__).with_name("launcher.py").read_bytes()
 
 
 def archive(files: dict[str, bytes]) -> bytes:
@@ -46,14 +47,14 @@ def send(home: Path, data: bytes, offset: int = 0) -> dict[str, Any]:
 
 
 def install(home: Path, files: dict[str, bytes]) -> dict[str, Any]:
-    data = archive(files)
+    data = archive({"edge_agent/launcher.py": LAUNCHER, **files})
     send(home, data)
     return ask(home, "agent", digest_of(data))
 
 
 def test_the_agent_runs_from_where_it_was_unpacked(tmp_path: Path) -> None:
     home = tmp_path / "it's home"
-    program = b"import os, sys; print(os.environ['EDGE_AGENT_HOME'], sys.argv[1:], 'PYTHONPATH' in os.environ)"
+    program = b"import os, sys\ndef main(): print(os.environ['EDGE_AGENT_HOME'], sys.argv[1:], 'PYTHONPATH' in os.environ)"
     reply = install(home, {"__main__.py": program, "edge_agent/__init__.py": b""})
     assert (home / "agent" / "current").readlink() == Path(reply["agent"])
     done = subprocess.run([home / "bin" / "edge-agent", "a b"], capture_output=True, text=True, check=True, env={"PYTHONPATH": "/nowhere"})
@@ -63,17 +64,18 @@ def test_the_agent_runs_from_where_it_was_unpacked(tmp_path: Path) -> None:
 
 def test_a_newer_agent_takes_over_and_the_one_before_stays(tmp_path: Path) -> None:
     for version in (b"1", b"2", b"3"):
-        install(tmp_path, {"__main__.py": b"print(" + version + b")"})
+        install(tmp_path, {"__main__.py": b"def main(): print(" + version + b")"})
     done = subprocess.run([tmp_path / "bin" / "edge-agent"], capture_output=True, text=True, check=True)
     assert done.stdout == "3\n"
     assert len([path for path in (tmp_path / "agent").iterdir() if not path.is_symlink()]) == 2
 
 
 def test_the_agent_runs_under_the_python_that_is_there_now(tmp_path: Path) -> None:
-    install(tmp_path, {"__main__.py": b"import sys; print(sys.executable)"})
+    install(tmp_path, {"__main__.py": b"import sys\ndef main(): print(sys.executable)"})
     assert ask(tmp_path, "launcher")["changed"] is False
     launcher = tmp_path / "bin" / "edge-agent"
     launcher.write_text(launcher.read_text().replace(sys.executable, "/gone/python"))
+    assert subprocess.run([launcher], capture_output=True, check=True).stdout  # another python3 does meanwhile
     assert ask(tmp_path, "launcher")["changed"] is True
     assert subprocess.run([launcher], capture_output=True, text=True, check=True).stdout == f"{sys.executable}\n"
 
@@ -173,7 +175,7 @@ def everything_below(folder: Path) -> list[str]:
 def test_every_python_finds_the_client_and_a_teardown_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / ".local" / "bin").mkdir(parents=True)
     before = everything_below(tmp_path)
-    data = archive({"__main__.py": b"", "edge_agent/__init__.py": b"where = __file__"})
+    data = archive({"__main__.py": b"", "edge_agent/__init__.py": b"where = __file__", "edge_agent/launcher.py": LAUNCHER})
     ask_at_home(tmp_path, "receive", digest_of(data), str(len(data)), "0", stdin=data)
     reply = ask_at_home(tmp_path, "agent", digest_of(data))
     home = tmp_path / ".local" / "share" / "edge-agent"

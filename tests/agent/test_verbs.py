@@ -80,7 +80,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
 
     status = idle.verb("status")
     assert set(status) == {"agent", "models", "store", "device"}
-    assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since"}
+    assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since", "problem"}
     assert status["agent"]["numpy"] == np.__version__
     assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "pid", "count"}
     assert idle.verb("start") == {"running": True, "pid": status["agent"]["pid"]}
@@ -103,7 +103,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert bench["device"]["cores"] >= 1
 
     (report,) = idle.verb("report")["models"]
-    assert report["count"] == 1 + 3 + 35
+    assert report["count"] == 21 + 3 + 35  # the activation asks 21 times
     assert set(report["latency_ms"]) == {"p50", "p90", "p99", "p999", "max"}
     assert set(report["phases_ms"]) == {"queue", "input", "run", "output"}
     golden = subprocess.run([sys.executable, "-m", "edge_agent", "golden", "toy"], env=idle.environment(), capture_output=True, check=True).stdout

@@ -313,10 +313,18 @@ def test_a_job_is_followed_to_its_end() -> None:
     result = pi.activate("sha256:x", as_profile=True, allowed=["allow-slow"], progress=lambda stage, *_: stages.append(stage))
     assert (result.outcome, result.first_answer_ms) == ("active", 1.5)
     assert transport.asked[0][-4:] == ["activate", "sha256:x", "--as-profile", "--allow-slow"]
-    assert stages == ["load", "trial", "ask", "ask"]
+    assert stages == ["load", "trial", "ask", "probation"]
 
 
-@pytest.mark.parametrize(("stage", "kind"), [("trial", DeviceError), ("ask", RolledBack)])
+@pytest.mark.parametrize(("wait", "outcome"), [(True, "active"), (False, "probation")])
+def test_the_end_of_a_probation_is_waited_for_or_not(wait: bool, outcome: str) -> None:
+    pi, _ = scripted(
+        {"job": "j1"}, job("running", "ask"), job("running", "probation", result={**RESULT, "outcome": "probation"}), job("done", "probation", result=RESULT)
+    )
+    assert pi.activate("sha256:x", wait=wait).outcome == outcome
+
+
+@pytest.mark.parametrize(("stage", "kind"), [("trial", DeviceError), ("ask", RolledBack), ("probation", RolledBack)])
 def test_a_job_that_fails_says_why(stage: str, kind: type[Exception]) -> None:
     pi, _ = scripted({"job": "j1"}, job("failed", stage, error={"message": "the answers differ", "hint": "package again"}))
     with pytest.raises(DeviceError, match="the answers differ") as caught:

@@ -53,6 +53,7 @@ def deploy(
         bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
     ] = False,
     retry: Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="end with `probation`, exit 1, once it has answered: the device goes on by itself")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
@@ -70,7 +71,7 @@ def deploy(
     allowed = tuple(name for name, is_given in given if is_given)
     members = tuple(member.model_copy(update={"as_profile": as_profile or member.as_profile, "allow": (*member.allow, *allowed)}) for member in members)
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
-    plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures)
+    plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait)
     rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)
     if rollout.resumed:
         say(f"{len(rollout.resumed)} of {len(members)} were done by an earlier run")
@@ -80,7 +81,7 @@ def deploy(
             done.append(one)
             watch(one.host, one.outcome, 1, 1)
     done.sort(key=lambda one: [member.host for member in members].index(one.host))
-    show([one.to_dict() for one in done], "\n".join(_deployed(one) for one in done if one.worked), as_json=as_json)
+    show([one.to_dict() for one in done], "\n".join(_deployed(one) for one in done if not one.error), as_json=as_json)
     for one in done:
         if one.error:
             fail(f"{one.host}: {one.outcome}: {one.error['message']}", one.error["hint"])
@@ -122,6 +123,7 @@ def status(host: Host = "local", *, as_json: AsJson = False) -> None:
     ]
     lines = [
         f"agent {found.agent.version} on {host}, onnxruntime {found.agent.onnxruntime or '–'}, since {found.agent.since or '–'}",
+        *([found.agent.problem] if found.agent.problem else []),
         f"store {bytes_text(found.store.bytes or 0)} in {found.store.blobs or 0} blobs, {bytes_text(found.store.free_bytes or 0)} free",
         *_condition(found.device),
         "",
