@@ -14,12 +14,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_agent.checks import under_check as under_check
     from edge_agent.client import Model as Model
     from edge_agent.client import connect as connect
     from edge_agent.runtime import Runtime as Runtime
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Runtime", "connect"]
+__all__ = ["Model", "Runtime", "connect", "under_check"]
 
 # Nothing phones home: onnxruntime would, from 1.32 on, with a thread that it starts at import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -36,6 +37,10 @@ def __getattr__(name: str) -> Any:
         from edge_agent import runtime
 
         return runtime.Runtime
+    if name == "under_check":
+        from edge_agent import checks
+
+        return checks.under_check
     from edge_agent import client
 
     return getattr(client, name)

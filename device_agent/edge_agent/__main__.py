@@ -80,9 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     activate = verb(
         "activate",
         "make a bundle active: verify, try, swap, ask",
-        lambda v, home, a: v.activate(home, a.digest, signed=a.signed, permissions={name: getattr(a, name) for name in PERMISSIONS}),
+        lambda v, home, a: v.activate(home, a.what, signed=a.signed, stage=a.stage, in_s=a.in_s, permissions={name: getattr(a, name) for name in PERMISSIONS}),
     )
-    activate.add_argument("digest")
+    activate.add_argument("what", metavar="DIGEST|NAME", help="its manifest's digest, or the name of a model that is staged")
+    activate.add_argument("--stage", action="store_true", help="all but the swap: it waits for another `activate`")
+    activate.add_argument("--in", dest="in_s", type=float, metavar="SECONDS", help="not now, but so long from now; what it is about is staged, or with --stage")
     activate.add_argument("--signed", action="store_true", help="its SSH signature comes on standard input")
     install = verb(
         "install",
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     for one in (activate, install):
         for name, meaning in PERMISSIONS.items():
             one.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=meaning)
+    verb("unstage", "keep what is staged no longer", lambda v, home, a: v.unstage(home, a.what)).add_argument("what", metavar="DIGEST|NAME")
     trust = verb("trust", "whose signatures this device takes", lambda v, home, a: v.trust(home, add=a.add, revoke=a.revoke))
     trust.add_argument("--add", action="store_true", help="one more, a line of allowed_signers on standard input")
     trust.add_argument("--revoke", metavar="FINGERPRINT", help="no longer that key, SHA256:…")

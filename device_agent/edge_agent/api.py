@@ -14,9 +14,9 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edge_agent import facts, inference, page, ring
+from edge_agent import facts, inference, page, ring, staging
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor, check_digest
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _MAX_BLOB_BYTES = 64 << 30
 _LONGEST_WAIT_S = 30
 _HAND_OVER_S = 5
+_FURTHEST_S = 366 * 86400
 _RACE = "(?:/races/([0-9a-f]{16}))?"
 
 
@@ -133,12 +134,35 @@ def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Respo
     signature = document.get("signature")
     if signature is not None and not isinstance(signature, str):
         raise HttpError(400, "`signature` is the text of an SSH SIGNATURE")
-    job = agent.deployments.activate(
-        str(document.get("digest")),
-        signature=signature.encode() if signature else None,
-        permissions=Permissions(**{entry.name: bool(document.get(entry.name)) for entry in fields(Permissions)}),
-    )
+    what, in_s = str(document.get("digest")), _seconds(document)
+    permissions = Permissions(**{entry.name: bool(document.get(entry.name)) for entry in fields(Permissions)})
+    signed = signature.encode() if signature else None
+    if document.get("stage"):
+        job = agent.deployments.stage(what, signature=signed, permissions=permissions, due=staging.due(in_s) if in_s is not None else None)
+    else:
+        job = agent.deployments.activate(what, signature=signed, permissions=permissions)
     return json_response({"job": job.identity}, 202)
+
+
+def _staged(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Response:
+    """Of what is staged: make it active at a time, or keep it no longer."""
+    document, known = document_of(request), agent.deployments.staging
+    in_s = _seconds(document)
+    if bool(document.get("cancel")) == (in_s is not None):
+        raise HttpError(400, "one of `in_s` and `cancel` is wanted")
+    waiting = known.cancel(str(document.get("what"))) if in_s is None else known.schedule(str(document.get("what")), in_s)
+    agent.journal.append("unstaged" if in_s is None else "scheduled", **{key: value for key, value in waiting.to_dict().items() if key != "error"})
+    return json_response(waiting.to_dict())
+
+
+def _seconds(document: dict[str, Any]) -> float | None:
+    """From now on, until something is due."""
+    in_s = document.get("in_s")
+    if in_s is None:
+        return None
+    if isinstance(in_s, bool) or not isinstance(in_s, (int, float)) or not 0 <= in_s <= _FURTHEST_S:
+        raise HttpError(400, f"`in_s` is a number of seconds, {_FURTHEST_S} at most")
+    return float(in_s)
 
 
 def _job(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
@@ -264,6 +288,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("POST", "/edge/races/([0-9a-f]{16})", _race),
         ("DELETE", "/edge/races/([0-9a-f]{16})", _end_race),
         ("POST", "/edge/activate", _activate),
+        ("POST", "/edge/staged", _staged),
         ("GET", "/edge/jobs/([0-9a-f]{1,32})", _job),
         ("POST", f"/edge/models/{NAME}/rollback", _rollback),
         ("DELETE", f"/edge/models/{NAME}", _remove),

@@ -68,6 +68,7 @@ OURS = (
     "runtime",
     "secrets",
     "setup",
+    "staged",
     "trust",
 )
 OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config|releases)\..*")

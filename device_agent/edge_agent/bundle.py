@@ -29,6 +29,7 @@ from typing import Any, BinaryIO
 
 FORMAT = 1
 
+LAYOUT_VERSION = "1.0.0"
 LAYOUT_TYPE = "application/vnd.oci.image.index.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MODEL_ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -55,6 +56,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
+_MAX_TAR_HEADER_BYTES = 1 << 16
 
 
 class BundleError(Exception):
@@ -241,6 +243,7 @@ class Layout:
         if "oci-layout" not in members or "index.json" not in members:
             raise BundleError(f"`{path}` is not a bundle: it has no oci-layout and index.json", "`edgesdk package` writes one")
         layout = cls(path.name, members)
+        layout._check_version()
         yield layout
 
     def manifests(self) -> dict[str, Manifest]:
@@ -255,8 +258,12 @@ class Layout:
         return found
 
     def description(self, manifest: Manifest) -> Description:
-        """``bundle.json`` of that manifest."""
-        return parse_description(self.blob(manifest.layer("bundle.json").digest, MAX_JSON_BYTES))
+        """``bundle.json`` of that manifest. The tag in the index, which nobody signs, has to say the same profile."""
+        description = parse_description(self.blob(manifest.layer("bundle.json").digest, MAX_JSON_BYTES))
+        tags = [profile for profile, tagged in self.manifests().items() if tagged.digest == manifest.digest]
+        if tags and description.profile not in tags:
+            raise BundleError(f"`{self.name}` calls {description.profile}'s model that of {tags[0]}", "copy or package the bundle again")
+        return description
 
     def evidence(self, manifest: Manifest) -> dict[str, Any]:
         """What was measured of it; empty where nothing is attached."""
@@ -339,13 +346,22 @@ class Layout:
         if "sha256:" + state.hexdigest() != blob.digest:
             raise BundleError(f"`{blob.file or blob.digest[:19]}` of `{self.name}` differs from its manifest", "copy or package the bundle again")
 
-    def _index(self) -> list[dict[str, Any]]:
-        path, offset, size = self._members["index.json"]
+    def _check_version(self) -> None:
+        version = self._json("oci-layout").get("imageLayoutVersion")
+        if version != LAYOUT_VERSION:
+            raise BundleError(f"`{self.name}` is an image layout of version {str(version)[:20]!r}, not {LAYOUT_VERSION}", "copy or package the bundle again")
+
+    def _json(self, member: str) -> dict[str, Any]:
+        """One of the two files that are not blobs."""
+        path, offset, size = self._members[member]
         if size > MAX_JSON_BYTES:
-            raise BundleError(f"index.json of `{self.name}` is larger than {MAX_JSON_BYTES} bytes", "is this a bundle of edgesdk?")
+            raise BundleError(f"{member} of `{self.name}` is larger than {MAX_JSON_BYTES} bytes", "is this a bundle of edgesdk?")
         with path.open("rb") as stream:
             stream.seek(offset)
-            entries = parse_json(stream.read(size), "index.json").get("manifests")
+            return parse_json(stream.read(size), member)
+
+    def _index(self) -> list[dict[str, Any]]:
+        entries = self._json("index.json").get("manifests")
         if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("annotations", {}), dict) for entry in entries):
             raise BundleError(f"index.json of `{self.name}` lists no manifests", "copy or package the bundle again")
         return entries
@@ -441,7 +457,7 @@ def _write_folder(folder: Path, bundle: list[Contents], sign: Callable[[bytes], 
         if sign:
             for signed in (manifest, measured):
                 attach(SIGNATURE_ARTIFACT, sign(signed), SIGNATURE_TYPE, "manifest.sig", signed, ".sig")
-    (folder / "oci-layout").write_bytes(to_json({"imageLayoutVersion": "1.0.0"}))
+    (folder / "oci-layout").write_bytes(to_json({"imageLayoutVersion": LAYOUT_VERSION}))
     (folder / "index.json").write_bytes(to_json({"schemaVersion": 2, "mediaType": LAYOUT_TYPE, "manifests": entries}))
 
 
@@ -456,22 +472,34 @@ def _write_tar(archive: Path, folder: Path) -> None:
                     tar.addfile(info, stream)
 
 
+class _Member(tarfile.TarInfo):
+    """Looked at before tarfile reads what belongs to it: of a header it would read any number of bytes, and follow a size below zero in a circle."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
+        if self.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not extended:
+            raise BundleError(f"a bundle's archive has a member that is neither file nor folder: {self.name[:80]!r}", "do not use this file")
+        if self.size < 0 or (extended and self.size > _MAX_TAR_HEADER_BYTES):
+            raise BundleError(f"a bundle's archive has a member of {self.size} bytes: {self.name[:80]!r}", "do not use this file")
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # tarfile's own name for it since Python 2.5
+        return member
+
+
 def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
     """Where each plain member's bytes lie. Links, devices, doubles and paths that lead out are refused, not skipped."""
     members: dict[str, tuple[Path, int, int]] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
+        with tarfile.open(path, "r:", tarinfo=_Member) as tar:
+            for count, info in enumerate(tar):
+                if count >= 10_000:
+                    raise BundleError(f"`{path.name}` has more than 10,000 members", "do not use this file")
                 name = info.name[2:] if info.name.startswith("./") else info.name
                 if info.isdir():
                     continue
-                if not info.isreg() or name in members or not re.fullmatch(r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}", name):
+                plain = info.isreg() and not info.issparse() and info.size >= 0
+                if not plain or name in members or not re.fullmatch(r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}", name):
                     raise BundleError(f"`{path.name}` has a member that no bundle has: {name[:80]!r}", "do not use this file")
-                if info.issparse():
-                    raise BundleError(f"`{path.name}` has a sparse member: {name[:80]!r}", "do not use this file")
                 members[name] = (path, info.offset_data, info.size)
-                if len(members) > 10_000:
-                    raise BundleError(f"`{path.name}` has more than 10,000 members", "do not use this file")
     except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
         raise BundleError(f"`{path.name}` is neither a bundle's folder nor an uncompressed tar of one", "`edgesdk package -o NAME.tar` writes one") from error
     return members

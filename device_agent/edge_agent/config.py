@@ -65,6 +65,14 @@ class TrustRules:
 
 
 @dataclass(frozen=True)
+class Check:
+    """``command``: the device's own, with its arguments, which has to agree with a version at its trial and in its probation; empty, there is none."""
+
+    command: tuple[str, ...] = ()
+    timeout_s: float = 60
+
+
+@dataclass(frozen=True)
 class Config:
     """``tcp``: the address to listen on, if any. ``hosts``: names that requests over TCP may be addressed to, beside the address itself."""
 
@@ -72,6 +80,7 @@ class Config:
     hosts: tuple[str, ...] = ()
     socket: SocketAccess = field(default_factory=SocketAccess)
     trust: TrustRules = field(default_factory=TrustRules)
+    check: Check = field(default_factory=Check)
     limits: Limits = field(default_factory=Limits)
 
 

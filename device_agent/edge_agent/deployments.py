@@ -2,6 +2,7 @@
 
     deployments = Deployments(home, store, models, journal)
     job = deployments.activate("sha256:…")
+    job = deployments.stage("sha256:…")                   # the same as far as the swap: it waits for its `activate`
     deployments.job(job.identity).to_dict()
     deployments.in_turn("race", work)          # changes nothing of what is active, and never runs beside what does
 
@@ -23,14 +24,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent import facts, interface, log, recovery
+from edge_agent import checks, facts, interface, log, recovery
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError, check_digest, check_name
+from edge_agent.checks import CheckFailed
 from edge_agent.child import Child, ChildDied, ChildFailed
+from edge_agent.config import Check
 from edge_agent.journal import Journal
 from edge_agent.models import Models, UnknownModel
 from edge_agent.probation import GOOD_ANSWERS, PROBATION_S, Probations
 from edge_agent.releases import Refused, Releases
+from edge_agent.staging import Due, Later, Staging, Waiting
 from edge_agent.store import Deployment, Store, write_atomically
 from edge_agent.trust import Trust, Untrusted
 
@@ -68,8 +72,13 @@ class Permissions:
     allow_signature_change: bool = False  # other inputs, outputs or labels than those of what is active
     retry: bool = False  # a bundle that was rolled back here
 
+    def with_those(self, given: dict[str, bool]) -> Permissions:
+        """These, and what was given earlier."""
+        return Permissions(**{name: value or given.get(name, False) for name, value in asdict(self).items()})
+
 
 _STRICT = Permissions()
+_NO_CHECK = Check()
 
 
 class Job:
@@ -91,7 +100,7 @@ class Job:
 class Deployments:
     """Changes what is active, one change at a time."""
 
-    def __init__(self, home: Path, store: Store, models: Models, journal: Journal, *, unsigned: bool = False) -> None:
+    def __init__(self, home: Path, store: Store, models: Models, journal: Journal, *, unsigned: bool = False, check: Check = _NO_CHECK) -> None:
         self._home, self._store, self._models, self._journal = home, store, models, journal
         self._trust, self._unsigned, self._releases = Trust(home), unsigned, Releases(home)
         self._jobs: dict[str, Job] = {}
@@ -101,11 +110,25 @@ class Deployments:
         self._children: list[Child] = []
         self._closed = False
         self._probations = Probations(journal)
+        self._check_command = check
+        self.staging = Staging(home, self._activate_waiting)
 
-    def activate(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT) -> Job:
-        """Start to make the bundle of that manifest active. The same one again, while it is under way, is the same job. Raises Busy, BundleError."""
-        check_digest(digest)
+    def activate(self, what: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT) -> Job:
+        """Start to make a bundle active: that of this manifest, or what is staged under this name or digest, with what was allowed for it then.
+
+        The same one again, while it is under way, is the same job. Raises Busy, BundleError, StoreError.
+        """
+        waiting = self.staging.find(what)
+        if waiting is not None:
+            what, permissions = waiting.digest, permissions.with_those(waiting.permissions)
+            signature = signature or (waiting.signature.encode() if waiting.signature else None)
+        digest = check_digest(what)
         return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, permissions))
+
+    def stage(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT, due: Due | None = None) -> Job:
+        """Start to verify and try it, and keep it for `activate`, or for its time. What is active stays so. Raises Busy, BundleError."""
+        check_digest(digest)
+        return self._start(f"stage {digest[:19]}", lambda job: self._stage(job, digest, signature, permissions, due))
 
     def rollback(self, name: str) -> Job:
         """Start to make the previous bundle of that name active. Raises Busy, BundleError."""
@@ -125,6 +148,7 @@ class Deployments:
                 before.worker.stop()
             freed = self._store.remove(name)
             self._releases.forget(name)
+            self.staging.forget(name)
             self._journal.append("removed", name=name, freed_bytes=freed)
             return freed
 
@@ -180,6 +204,7 @@ class Deployments:
         with self._lock:
             self._closed = True
             children = list(self._children)
+        self.staging.close()
         for child in children:
             child.cancel()
 
@@ -201,7 +226,7 @@ class Deployments:
         result = None
         try:
             result = work(job)
-        except (StoreError, BundleError, ChildFailed, UnknownModel, Busy, Untrusted, Refused) as failure:
+        except (StoreError, BundleError, ChildFailed, CheckFailed, UnknownModel, Busy, Untrusted, Refused) as failure:
             error = {"message": str(failure), "hint": failure.hint}
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}
@@ -265,15 +290,49 @@ class Deployments:
     # the transaction
 
     def _activate(self, job: Job, digest: str, signature: bytes | None, permissions: Permissions) -> dict[str, Any]:
+        deployment, signer, runs = self._accepted(digest, signature, permissions)
+        if runs:
+            done = self._unchanged(job, deployment)
+        else:
+            done = self._exchange(job, deployment, permissions, signer)
+        self.staging.forget(deployment.name, deployment.digest)
+        return done
+
+    def _stage(self, job: Job, digest: str, signature: bytes | None, permissions: Permissions, due: Due | None) -> dict[str, Any]:
+        """As far as the swap."""
+        deployment, signer, runs = self._accepted(digest, signature, permissions)
+        if runs:
+            return self._unchanged(job, deployment)
+        job.stage = "load"
+        with self._trying(deployment) as trial:
+            tried = self._tried(job, trial, deployment, permissions, signer)
+        text = signature.decode("ascii", "replace") if signature else None
+        self.staging.put(Waiting(deployment.name, digest, deployment.description.release, asdict(permissions), text, signer, due))
+        self._journal.append("staged", name=deployment.name, release=deployment.release, digest=digest, signer=signer, **asdict(permissions))
+        self._store.collect()  # what was staged before it
+        waiting = self.staging.of(deployment.name)
+        return {**self._result(deployment, "staged", {"first_answer_ms": None}, tried), "at": waiting.to_dict()["at"] if waiting else None}
+
+    def _activate_waiting(self, waiting: Waiting) -> str | None:
+        """Its time has come. What went wrong, None if nothing did. Raises Later."""
+        try:
+            job = self.activate(waiting.digest)
+        except Busy as error:
+            raise Later(str(error)) from error
+        job.ended.wait()
+        return job.error["message"] if job.error else None
+
+    def _accepted(self, digest: str, signature: bytes | None, permissions: Permissions) -> tuple[Deployment, str | None, bool]:
+        """What may become active here, who signed it, and whether it already is. Raises Untrusted, StoreError, BundleError, Refused."""
         signer = self._trust.check(self._store.read(digest), signature, unsigned=self._unsigned)
         deployment = self._staged(digest)
         running = self._models.find(deployment.name)
         if running is not None and running.deployment == deployment and running.worker.ready and _decided(deployment.folder):
-            return self._unchanged(job, deployment)
+            return deployment, signer, True
         self._releases.check(deployment, allow_downgrade=permissions.allow_downgrade, retry=permissions.retry)
         if running is not None and not permissions.allow_signature_change:
             interface.check(deployment, running.deployment)
-        return self._exchange(job, deployment, permissions, signer)
+        return deployment, signer, False
 
     def _rollback(self, job: Job, name: str) -> dict[str, Any]:
         if name not in self._models.names():
@@ -285,7 +344,7 @@ class Deployments:
         # It ran here before: how it was activated then still holds, and it may be slow.
         before = _decided(folder)
         permissions = Permissions(as_profile=bool(before.get("as_profile")), allow_slow=True)
-        return self._exchange(job, self._store.opened(folder), permissions, before.get("signer"))
+        return self._exchange(job, self._store.opened(folder), permissions, before.get("signer"), checked=False)
 
     def _staged(self, digest: str) -> Deployment:
         """Every blob checked, and laid out."""
@@ -303,17 +362,11 @@ class Deployments:
                 self._prove(job, deployment, trial)
         return self._result(deployment, "unchanged", answer, _decided(deployment.folder).get("trial"))
 
-    def _exchange(self, job: Job, deployment: Deployment, permissions: Permissions, signer: str | None) -> dict[str, Any]:
-        """Try it beside what runs, then swap, then ask."""
+    def _exchange(self, job: Job, deployment: Deployment, permissions: Permissions, signer: str | None, *, checked: bool = True) -> dict[str, Any]:
+        """Try it beside what runs, then swap, then ask. Not ``checked`` is what ran here before: a check that fails must not keep people from going back."""
         job.stage = "load"
         with self._trying(deployment) as trial:
-            arguments = {"as_profile": permissions.as_profile, "allow_slow": permissions.allow_slow}
-
-            def enter(stage: str) -> None:
-                job.stage = stage
-
-            tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
-            write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "signer": signer, "trial": tried}).encode())
+            tried = self._tried(job, trial, deployment, permissions, signer, checked=checked)
             job.stage = "swap"
             with self._swapped(deployment, tried["memory_bytes"]):
                 job.stage = "ask"
@@ -324,10 +377,10 @@ class Deployments:
             with contextlib.suppress(OSError):  # the next one tries again; what is active stays so
                 self._store.collect()
             job.result = self._result(deployment, "probation", answer, tried)
-            self._prove(job, deployment, trial)
+            self._prove(job, deployment, trial, checked=checked)
         return self._result(deployment, "active", answer, tried)
 
-    def _prove(self, job: Job, deployment: Deployment, trial: Child) -> None:
+    def _prove(self, job: Job, deployment: Deployment, trial: Child, *, checked: bool = True) -> None:
         """Until it has given twenty good answers, or a minute has passed: others may change what is active meanwhile. Raises StoreError."""
         name, until = deployment.name, time.monotonic() + PROBATION_S
         job.stage = "probation"
@@ -346,6 +399,8 @@ class Deployments:
                     good = model.counters.total.count - before
                 if good < GOOD_ANSWERS:
                     time.sleep(_PAUSE_S)
+            if checked:
+                self._check_agrees(deployment)
             self._probations.proven(name, deployment.digest, good)
         finally:
             with self._lock:
@@ -366,6 +421,17 @@ class Deployments:
             raise told from wrong
         return True
 
+    def _check_agrees(self, deployment: Deployment) -> None:
+        """The device's own check, asked about what answers now. Raises StoreError."""
+        try:
+            self._ask_check(deployment, checks.PROBATION)
+        except CheckFailed as failed:
+            if self._closed:
+                raise
+            told = StoreError(f"within its probation: {failed}", failed.hint)
+            self._recover(deployment.name, told, crashed=deployment)
+            raise told from failed
+
     def _check_proves(self, deployment: Deployment) -> None:
         """Raises StoreError where another version answers, or has to."""
         name, verdict = deployment.name, self._probations.verdict(deployment)
@@ -380,6 +446,23 @@ class Deployments:
     def _is_active(self, deployment: Deployment) -> bool:
         model = self._models.find(deployment.name)
         return model is not None and model.deployment == deployment
+
+    def _tried(self, job: Job, trial: Child, deployment: Deployment, permissions: Permissions, signer: str | None, *, checked: bool = True) -> dict[str, Any]:
+        """How it did, by its golden answers, its latency and the device's own check. Raises ChildFailed, CheckFailed."""
+        arguments = {"as_profile": permissions.as_profile, "allow_slow": permissions.allow_slow}
+
+        def enter(stage: str) -> None:
+            job.stage = stage
+
+        tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
+        write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "signer": signer, "trial": tried}).encode())
+        if checked:
+            self._ask_check(deployment, checks.TRIAL)
+        return tried
+
+    def _ask_check(self, deployment: Deployment, stage: str) -> None:
+        """Raises CheckFailed."""
+        checks.run(self._check_command, deployment, self._home, stage=stage, ending=lambda: self._closed)
 
     @contextlib.contextmanager
     def _swapped(self, deployment: Deployment, needed_bytes: int) -> Iterator[None]:

@@ -9,6 +9,7 @@ Plain arrays only: no pickle is read, and sizes are known before anything is unp
 from __future__ import annotations
 
 import io
+import math
 import re
 import zipfile
 import zlib
@@ -84,12 +85,24 @@ def read_arrays(data: bytes, what: str) -> dict[str, Array]:
     """The arrays of an .npz. Raises BundleError for anything else, a pickle or a bomb."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if sum(info.file_size for info in archive.infolist()) > _MAX_BYTES:
-                raise BundleError(f"{what} unpacks to more than {_MAX_BYTES} bytes", "give fewer or smaller samples")
+            check_sizes(archive, what, _MAX_BYTES)
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: np.asarray(archive[name]) for name in archive.files}
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, NotImplementedError, SyntaxError) as error:
         raise BundleError(f"{what} is not an .npz of plain arrays: {error}", "write it with numpy.savez, without object arrays") from error
+
+
+def check_sizes(archive: zipfile.ZipFile, what: str, most_bytes: int) -> None:
+    """Before anything is unpacked: all together is no larger than that, and no array claims to be larger than its file. Raises BundleError, ValueError."""
+    if sum(info.file_size for info in archive.infolist()) > most_bytes:
+        raise BundleError(f"{what} unpacks to more than {most_bytes} bytes", "give fewer or smaller samples")
+    for info in archive.infolist():
+        with archive.open(info) as stream:
+            version = np.lib.format.read_magic(stream)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(stream)
+        if not dtype.hasobject and (min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > info.file_size):
+            raise ValueError(f"{info.filename[:80]} claims to have the shape {shape}")
 
 
 def compare(expected: Mapping[str, Array], got: Mapping[str, Array], description: Description) -> Worst:

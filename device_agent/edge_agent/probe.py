@@ -6,6 +6,8 @@ Standard library only, Python 3.6 syntax on purpose: an older Python has to be a
 what cannot be read is null. Printed as one framed line, so that a login banner around it does no harm.
 """
 
+import base64
+import hashlib
 import json
 import os
 import platform
@@ -67,6 +69,7 @@ def facts(home: object = None) -> Dict[str, Any]:
         "files": [path for path in _MARKS if os.path.exists(path)],
         "agent": _agent(folder),
         "trust": _trust(folder),
+        "releases": _releases(folder),
         "user": _user(),
     }
     known.update(conditions())
@@ -81,7 +84,37 @@ def _trust(folder):  # type: (str) -> Dict[str, Any]
         unsigned = bool(json.loads(_read(os.path.join(folder, "config.json")))["trust"]["unsigned"])
     except (ValueError, KeyError, TypeError):
         unsigned = False
-    return {"known": os.path.exists(signers), "demanded": os.path.exists(signers) and not unsigned, "ssh_keygen": bool(shutil.which("ssh-keygen"))}
+    return {
+        "known": os.path.exists(signers),
+        "demanded": os.path.exists(signers) and not unsigned,
+        "ssh_keygen": bool(shutil.which("ssh-keygen")),
+        "signers": _fingerprints(signers),
+        "revoked": _fingerprints(os.path.join(folder, "trust", "revoked_keys")) or [],
+    }
+
+
+def _fingerprints(path):  # type: (str) -> Any
+    """Of the keys in a list of OpenSSH's; null where that does not tell whose signature counts."""
+    found = []
+    for line in _read(path).splitlines():
+        if "cert-authority" in line:
+            return None
+        for word in line.split() if not line.lstrip().startswith("#") else ():
+            if word.startswith("AAAA"):
+                try:
+                    found.append("SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(word)).digest()).decode().rstrip("="))
+                except ValueError:
+                    return None
+    return found if os.access(path, os.R_OK) else None
+
+
+def _releases(folder):  # type: (str) -> Dict[str, Any]
+    """What this device has accepted of each model, and what it rolled back. See edge_agent/releases.py."""
+    try:
+        document = json.loads(_read(os.path.join(folder, "releases.json")))
+        return {str(name): dict(known) for name, known in document.items()}
+    except (ValueError, TypeError, AttributeError):
+        return {}
 
 
 def conditions() -> Dict[str, Any]:

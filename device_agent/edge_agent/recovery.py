@@ -92,7 +92,7 @@ def recover(store: Store, journal: Journal, removed: Callable[[str], None]) -> T
 
 def sweep(home: Path) -> None:
     """What was half written when the last agent ended. We hold the folder, so nobody is at it."""
-    for folder in (home, home / "latency", *(home / "deployments").glob("*/*")):
+    for folder in (home, home / "latency", home / "staged", *(home / "deployments").glob("*/*")):
         with contextlib.suppress(OSError):
             for path in folder.iterdir():
                 if _SCRATCH.fullmatch(path.name) and not path.is_dir():

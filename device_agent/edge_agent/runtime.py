@@ -196,6 +196,15 @@ class Runtime:
         return _Version(target, digest, str(description.release), session, self._counting.times_of(digest))
 
 
+def opened(folder: Path, home: Path) -> Session:
+    """What is laid out there, whether or not it is active. Raises ClientError."""
+    _use_runtime(home)
+    try:
+        return worker.open_deployment(folder)
+    except (SessionError, BundleError) as error:
+        raise ClientError(str(error), error.hint) from error
+
+
 class _Version:
     """One deployment, opened, and the nanoseconds of its answers that have not been counted yet."""
 

@@ -14,24 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edge_agent.blobs import FULL, Blobs, Damaged, StoreError, free_bytes, make_folder, size_of, sync_folder
 from edge_agent.bundle import (
     BundleError,
     Description,
     Manifest,
+    check_digest,
     check_name,
     digest_of,
     digest_of_file,
     parse_description,
     parse_manifest,
 )
+
+KEEP = 2  # of each model: what is active, and what was active before
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,14 @@ class Store(Blobs):
         before = _led_to(self.home / "previous" / check_name(name))
         return None if before == self.active(name) else before
 
+    def staged(self, name: str) -> Path | None:
+        """The folder of the one that waits to be made active: see `staging`."""
+        try:
+            document = json.loads((self.home / "staged" / f"{check_name(name)}.json").read_bytes())
+            return self.home / "deployments" / name / check_digest(document["digest"])[len("sha256:") :][:16]
+        except (OSError, ValueError, KeyError, TypeError, BundleError):
+            return None
+
     def swap(self, name: str, folder: Path) -> None:
         """Make it the active deployment, and what was active the previous one. Raises StoreError, and then nothing has changed."""
         active = self.active(name)
@@ -185,6 +199,7 @@ class Store(Blobs):
         """Forget a model: its links, its deployments, and the blobs that nothing else needs. The bytes freed."""
         for kind in ("active", "previous"):
             _unlink(self.home / kind / check_name(name))
+        _unlink(self.home / "staged" / f"{name}.json")
         folder = self.home / "deployments" / name
         blobs = {file for deployment in _folders(folder) for file in deployment.iterdir() if file.is_file() and file.stat().st_nlink == 1}
         freed = sum(size_of(file) for file in blobs) + sum(_tree_bytes(deployment / "cache") for deployment in _folders(folder))
@@ -192,13 +207,13 @@ class Store(Blobs):
         return freed + self.collect()
 
     def collect(self) -> int:
-        """Remove deployments that are neither active nor previous, and blobs that no deployment needs. The bytes freed.
+        """Remove deployments that are neither active nor previous nor staged, and blobs that no deployment needs. The bytes freed.
 
         What was asked for or sent within the hour stays: its deployment may be about to be activated.
         """
         freed = 0
         for folder in _folders(self.home / "deployments"):
-            kept = {self.active(folder.name), self.previous(folder.name)} if _is_name(folder.name) else set()
+            kept = set(self._kept(folder.name).values()) if _is_name(folder.name) else set()
             for deployment in _folders(folder):
                 if deployment not in kept:
                     freed += _tree_bytes(deployment / "cache")
@@ -215,10 +230,36 @@ class Store(Blobs):
         sync_folder(self._blobs)
         return freed
 
-    def usage(self) -> dict[str, int]:
-        """What the store takes, and what is free."""
-        sizes = [size_of(blob) for blob in self._blobs.iterdir()]
-        return {"bytes": sum(sizes), "free_bytes": free_bytes(self.home), "blobs": len(sizes)}
+    def _kept(self, name: str) -> dict[str, Path]:
+        """Why a deployment stays, and which."""
+        folders = {"active": self.active(name), "previous": self.previous(name), "staged": self.staged(name)}
+        return {why: folder for why, folder in folders.items() if folder is not None}
+
+    def usage(self) -> dict[str, Any]:
+        """What the store takes, what is free, and what stays and why. ``arriving_bytes``: of what no deployment needs yet; it goes within the hour."""
+        sizes, arriving = [], sum(size_of(part) for part in self._incoming.iterdir())
+        for blob in self._blobs.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # collected meanwhile
+                facts = blob.stat()
+                sizes.append(facts.st_size)
+                arriving += facts.st_size if facts.st_nlink == 1 else 0
+        return {
+            "bytes": sum(sizes),
+            "free_bytes": free_bytes(self.home),
+            "blobs": len(sizes),
+            "keep": KEEP,
+            "kept": [entry for folder in sorted(_folders(self.home / "deployments")) if _is_name(folder.name) for entry in self._told(folder.name)],
+            "arriving_bytes": arriving,
+        }
+
+    def _told(self, name: str) -> Iterator[dict[str, Any]]:
+        """One entry for each deployment that stays; of one that cannot be read, what is known."""
+        for why, folder in self._kept(name).items():
+            known: dict[str, Any] = {"name": name, "why": why, "release": None, "digest": None, "bytes": _tree_bytes(folder)}
+            with contextlib.suppress(StoreError, BundleError):
+                opened = self.opened(folder)
+                known.update(release=opened.release, digest=opened.digest)
+            yield known
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o640) -> None:

@@ -51,7 +51,7 @@ class Agent:
         self.history = History(self.journal.path)
         self.store = Store(home)
         self.models = Models(home, self.store, self.journal, self.config.limits, zygote)
-        self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned)
+        self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned, check=self.config.check)
         self.models.damaged = self.deployments.recover
         self.models.crashed = self.deployments.crashed
         self.races = Races(home, self.deployments)
@@ -94,6 +94,7 @@ class Agent:
                 "problem": self.problem(),
             },
             "models": self.models.status(),
+            "staged": [waiting.to_dict() for waiting in self.deployments.staging.all()],
             "store": self.store.usage(),
             "device": facts.read(),
         }
@@ -167,6 +168,7 @@ def serve(home: Path, zygote: Zygote) -> None:
     agent.models.boot()
     _reopen_tcp(agent)
     server.start()
+    agent.deployments.staging.start()
     systemd.notify("READY=1")
     try:
         agent.wait()

@@ -34,7 +34,14 @@ def _status(reply: Any) -> list[str]:
             lines.append(f"  {model['error']}")
     if not reply["models"]:
         lines.append("no models yet: `edgesdk deploy` brings one")
-    return [*lines, f"store: {store['blobs']} blobs, {_bytes(store['bytes'])}; {_bytes(store['free_bytes'])} free", *_device(reply)]
+    for one in reply["staged"]:
+        when = f"becomes active at {one['at']} by this device's clock" if one["at"] else f"waits for `edge-agent activate {one['name']}`"
+        lines.append(f"{one['name']} release {one['release']} is staged ({one['digest'][:19]}): {one['error'] or when}")
+    lines.append(f"store: {store['blobs']} blobs, {_bytes(store['bytes'])}; {_bytes(store['free_bytes'])} free")
+    lines += [f"  kept: {one['name']} release {one['release'] or '?'}, {one['why']}, {_bytes(one['bytes'])}" for one in store["kept"]]
+    if store["arriving_bytes"]:
+        lines.append(f"  kept for an hour: {_bytes(store['arriving_bytes'])} of what has arrived and belongs to no bundle yet")
+    return [*lines, *_device(reply)]
 
 
 def _report(reply: Any) -> list[str]:

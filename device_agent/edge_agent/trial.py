@@ -56,7 +56,7 @@ def serve(folder: Path, home: Path, descriptor: int) -> int:
                 else:
                     reply = ask(folder, home, description)
             except (Refused, SessionError, BundleError) as error:
-                reply = {"error": {"message": str(error), "hint": error.hint}}
+                reply = {"error": {"message": str(error), "hint": error.hint or "does the model run on the host? package it again with --on this device"}}
             frames.send(sock, reply)
 
 

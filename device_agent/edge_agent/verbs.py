@@ -25,7 +25,7 @@ from urllib.parse import quote
 from edge_agent import home as homes
 from edge_agent import log
 from edge_agent import probe as facts_of
-from edge_agent.bundle import BundleError, Layout, Manifest, check_digest, check_name
+from edge_agent.bundle import NAME, BundleError, Layout, Manifest, check_digest, check_name
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
 
 _START_S = 30
@@ -197,10 +197,22 @@ def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
     return _passed_on(home, target, length)
 
 
-def activate(home: Path, digest: str, *, signed: bool, permissions: dict[str, bool]) -> Any:
-    """With ``signed``, the signature comes on standard input. ``permissions``: what `edge_agent.deployments.Permissions` has."""
+def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, permissions: dict[str, bool]) -> Any:
+    """A digest, or what is staged under a name. With ``signed``, the signature comes on standard input; with ``stage``, all but the swap.
+
+    ``permissions``: what `edge_agent.deployments.Permissions` has.
+    """
+    _check_what(what)
+    if in_s is not None and not stage:
+        return _ask(home, "POST", "/edge/staged", {"what": what, "in_s": in_s})
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
-    return _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "signature": signature, **permissions})
+    return _ask(home, "POST", "/edge/activate", {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, **permissions})
+
+
+def unstage(home: Path, what: str) -> Any:
+    """What waits is kept no longer."""
+    _check_what(what)
+    return _ask(home, "POST", "/edge/staged", {"what": what, "cancel": True})
 
 
 def install(home: Path, path: Path, profile: str | None, *, permissions: dict[str, bool]) -> Any:
@@ -472,6 +484,12 @@ def _name(name: str) -> str:
         return check_name(name)
     except BundleError as error:
         raise Failure(str(error), error.hint) from error
+
+
+def _check_what(what: str) -> None:
+    """A digest or the beginning of one, or a model's name. Raises Failure."""
+    if not re.fullmatch("(sha256:)?[0-9a-f]{8,64}", what) and not NAME.fullmatch(what):
+        raise Failure(f"{what[:80]!r} is neither a SHA-256 digest nor a model's name", "`edge-agent status` lists what is staged")
 
 
 def _digest(digest: str) -> str:

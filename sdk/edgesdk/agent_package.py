@@ -17,16 +17,18 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h11
 
 import edge_agent
-from edge_agent.bundle import digest_of
+from edge_agent.bundle import digest_of, digest_of_file
 from edgesdk.cache import cache_folder
 from edgesdk.errors import DeviceError
 from edgesdk.replies import Facts
+from edgesdk.runtimes import version_of
 
 RUNTIME_PACKAGES = ("numpy", "onnxruntime")
 OLDEST_ONNXRUNTIME = "1.16"
@@ -38,6 +40,10 @@ _PIP_TIMEOUT_S = 600
 # The oldest glibc that wheels for an architecture are built against (PEP 600), and the names from before that rule.
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
 _OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
+
+
+class TooNew(DeviceError):
+    """There are wheels for that device, and none so new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,27 +85,33 @@ def runtime_tag(facts: Facts) -> str:
 def runtime_wheels(facts: Facts, onnxruntime: str) -> list[Path]:
     """numpy and onnxruntime for the device, the latter at least of that version. Raises DeviceError where there are none."""
     folder = cache_folder() / "wheels" / runtime_tag(facts)
-    cached = _newest(folder, onnxruntime, _platforms(facts))
-    return cached or _fetch(folder, facts, onnxruntime)
+    wheels = _newest(folder, onnxruntime, _platforms(facts)) or _fetch(folder, facts, onnxruntime)
+    for wheel in wheels:
+        _check_pin(wheel)
+    return wheels
+
+
+def _pin(wheel: Path) -> Path:
+    """Where its digest lies, as it was when pip had checked it against the index."""
+    return wheel.with_name(f"{wheel.name}.sha256")
+
+
+def _check_pin(wheel: Path) -> None:
+    """Raises DeviceError for a wheel that has changed since it was fetched. One that somebody laid there has no pin."""
+    pin = _pin(wheel)
+    if pin.exists() and pin.read_text(encoding="ascii").strip() != digest_of_file(wheel):
+        raise DeviceError(f"`{wheel.name}` in this machine's cache is not what was fetched", f"remove {wheel} and {pin.name} beside it: it is fetched again")
+
+
+def version_in(wheels: Iterable[Path]) -> str | None:
+    """onnxruntime's among them."""
+    return next((wheel.name.split("-")[1] for wheel in wheels if wheel.name.startswith("onnxruntime-")), None)
 
 
 def unpacked_bytes(wheel: Path) -> int:
     """What it takes on the device's disk."""
     with zipfile.ZipFile(wheel) as archive:
         return sum(info.file_size for info in archive.infolist())
-
-
-def version_of(text: str) -> tuple[int, ...]:
-    """A version's leading numbers, for comparison.
-
-    >>> version_of("1.16.0+cu12") >= version_of("1.16")
-    True
-    """
-    leading = re.match(r"[0-9]+(\.[0-9]+)*", text)
-    numbers = [int(part) for part in leading[0].split(".")] if leading else []
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def _sources(package: Path) -> dict[str, bytes]:
@@ -162,8 +174,10 @@ def _fetch(folder: Path, facts: Facts, onnxruntime: str) -> list[Path]:
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"pip fetched no onnxruntime for {what} within {_PIP_TIMEOUT_S} s", "is the package index reachable from here?") from error
         if done.returncode:
-            raise DeviceError(*_pip_failure(done.stderr, what))
+            kind = TooNew if "No matching distribution" in done.stderr and "from versions: none" not in done.stderr else DeviceError
+            raise kind(*_pip_failure(done.stderr, what))
         for wheel in Path(scratch).glob("*.whl"):
+            _pin(folder / wheel.name).write_text(digest_of_file(wheel), encoding="ascii")
             wheel.replace(folder / wheel.name)
     return _newest(folder, onnxruntime, platforms)
 

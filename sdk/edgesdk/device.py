@@ -11,19 +11,22 @@ back. Everything that can be known to fail is refused before the first byte is s
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import time
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, get_args
 
 from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
 from edgesdk import agent_package, delta, preflight, sent, signing, transport
-from edgesdk.agent_package import AgentPackage, version_of
+from edgesdk.agent_package import AgentPackage
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
+from edgesdk.moments import in_seconds
 from edgesdk.progress import Progress, silent
 from edgesdk.replies import (
     Activated,
@@ -47,10 +50,12 @@ from edgesdk.replies import (
     Status,
     TornDown,
     Trusted,
+    Waiting,
     framed,
     parse,
     printable,
 )
+from edgesdk.runtimes import version_of
 from edgesdk.signing import Signer
 from edgesdk.transport import Completed, Transport
 
@@ -78,23 +83,37 @@ class Deployment:
     """One attempt to put one bundle on one device; its fields are the keys of `deploy --json`."""
 
     host: str
-    outcome: str  # active, unchanged, probation, rolled-back, failed, unknown; of a fleet also skipped
+    outcome: str  # active, unchanged, staged, probation, rolled-back, failed, unknown; of a fleet also skipped
     digest: str | None = None
     previous: str | None = None
     blobs_sent: int = 0
     bytes_sent: int = 0
     seconds: float = 0.0
     first_answer_ms: float | None = None
+    converted: str | None = None  # where the device's onnxruntime is older than the model: "opset 21 to 19"
+    at: str | None = None  # when what is staged becomes active, by the device's clock
     placement: str | None = None  # how much the accelerator computes, where the profile wants that; or why it is not known
     error: dict[str, str] | None = None  # message and hint
 
     @property
     def worked(self) -> bool:
-        return self.outcome in ("active", "unchanged")
+        """Whether it came to what was asked for: only who asks for no more is told that it is staged."""
+        return self.outcome in ("active", "unchanged", "staged")
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Stop before the swap: the bundle waits on the device until somebody says `activate`, or until ``at``."""
+
+    at: datetime | None = None
+
+    @property
+    def flags(self) -> list[str]:
+        return ["--stage", *(["--in", f"{in_seconds(self.at):.3f}"] if self.at else [])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,40 +136,62 @@ def connect(host: str) -> Device:
 
 
 def attempt(
-    host: str, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), wait: bool = True, progress: Progress = silent
+    host: str,
+    bundle: Path,
+    *,
+    as_profile: str | None = None,
+    allowed: Collection[str] = (),
+    wait: bool = True,
+    stage: Stage | None = None,
+    progress: Progress = silent,
 ) -> Deployment:
     """Connect, deploy, disconnect. What goes wrong is in the result, so that one device of many does not stop the others."""
     begin = time.monotonic()
     try:
         with connect(host) as device:
-            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, wait=wait, progress=progress)
+            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, wait=wait, stage=stage, progress=progress)
     except (EdgeSDKError, BundleError) as error:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "rolled-back" if isinstance(error, RolledBack) else "failed"
         return Deployment(host=host, outcome=outcome, seconds=time.monotonic() - begin, error={"message": str(error), "hint": error.hint})
 
 
 def deploy(
-    device: Device, bundle: Path, *, as_profile: str | None = None, allowed: Collection[str] = (), wait: bool = True, progress: Progress = silent
+    device: Device,
+    bundle: Path,
+    *,
+    as_profile: str | None = None,
+    allowed: Collection[str] = (),
+    wait: bool = True,
+    stage: Stage | None = None,
+    progress: Progress = silent,
 ) -> Deployment:
-    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. Not to ``wait`` ends with `probation`, once it has answered.
+    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. Not to ``wait`` ends with `probation`, once it has answered;
+    with ``stage``, it is all but the switch.
 
     Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
     before; OutcomeUnknown where the connection was lost for good while the device was at it.
     """
     begin = time.monotonic()
-    with Layout.open(bundle) as layout:
+    with contextlib.ExitStack() as opened:
+        layout = opened.enter_context(Layout.open(bundle))
         facts = device.facts()
-        choice = preflight.choose(layout, facts, device.host, as_profile)
+        signer = first_signer(facts)
+        given = preflight.choose(layout, facts, device.host, as_profile)
+        preflight.check_signed(given, facts, device.host, signed=layout.signature(given.manifest.digest) is not None, first=signer is not None)
+        preflight.check(given, facts, device.host, as_it_is=False)
+        layout, choice, plan = fitted(opened, layout, given, facts, device.host, progress)
         preflight.check(choice, facts, device.host)
-        signature, signer = layout.signature(choice.manifest.digest), first_signer(facts)
-        preflight.check_signed(choice, facts, device.host, signed=signature is not None, first=signer is not None)
-        plan = plan_set_up(facts, choice.description.onnxruntime, prefer_installed=choice.profile.runtime.prefer_installed and not choice.assumed)
+        signature = layout.signature(choice.manifest.digest)
+        preflight.check_signer(choice, facts, device.host, signature)
+        preflight.check_release(choice, facts, device.host, allowed)
         # A device with an agent says later which blobs it lacks; one without lacks all.
         blobs = 0 if facts.agent else sum(blob.size for blob in _unique(choice.manifest.blobs))
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
         set_up(device, facts, plan, progress, signer)
         blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
-        result = device.activate(choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, progress=progress)
+        result = device.activate(
+            choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, stage=stage, progress=progress
+        )
         sent.keep(layout, choice.manifest)
     return Deployment(
         host=device.host,
@@ -161,8 +202,51 @@ def deploy(
         bytes_sent=bytes_sent,
         seconds=time.monotonic() - begin,
         first_answer_ms=result.first_answer_ms,
+        at=result.at,
+        converted=f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None,
         placement=result.trial.placement.said if result.trial and result.trial.placement else None,
     )
+
+
+def fitted(
+    opened: contextlib.ExitStack, layout: Layout, choice: preflight.Choice, facts: Facts, host: str, progress: Progress
+) -> tuple[Layout, preflight.Choice, SetUp]:
+    """What is sent: the bundle, or the same in an older opset where no onnxruntime can be had there that reads it; and the set-up.
+
+    Raises Refused, DeviceError.
+    """
+    needs, stays = preflight.need(choice, host, facts), preflight.staying(choice, facts)
+    vendors = choice.profile.runtime.prefer_installed and not choice.assumed
+    if stays is not None:
+        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors), stays
+    else:
+        try:
+            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors)
+        except agent_package.TooNew:  # there are older ones
+            plan = plan_set_up(facts)
+            runs = agent_package.version_in(plan.wheels) or (facts.onnxruntime.version if facts.onnxruntime else "0")
+            if not preflight.may_be_lowered(choice, runs):
+                raise
+    if version_of(runs) >= version_of(needs) or not preflight.may_be_lowered(choice, runs):
+        return layout, choice, plan
+    from edgesdk.lowering import lowered
+
+    progress("convert", 0, 1)
+    older = opened.enter_context(lowered(layout, choice, runs, sign=_sign_again(choice, facts, host, runs)))
+    progress("convert", 1, 1)
+    return older, preflight.choose(older, facts, host, choice.profile.name if choice.assumed else None), plan
+
+
+def _sign_again(choice: preflight.Choice, facts: Facts, host: str, runs: str) -> Callable[[bytes], bytes] | None:
+    """What is converted is another bundle, and wants a signature where the device does. Raises Refused."""
+    signer = signing.in_use()
+    if signer is None and facts.trust.demanded:
+        raise Refused(
+            f"`{choice.description.name}` needs onnxruntime {choice.description.onnxruntime}, {preflight.words(facts, host)} runs {runs}; "
+            "converted it has to be signed anew, and no key is in use here",
+            "`edgesdk key use`, or package the model for an older opset",
+        )
+    return signer.sign if signer else None
 
 
 def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False) -> SetUp:
@@ -358,20 +442,35 @@ class Device:
 
     def activate(
         self,
-        digest: str,
+        what: str,
         *,
         signature: bytes | None = None,
         as_profile: bool = False,
         allowed: Collection[str] = (),
         wait: bool = True,
+        stage: Stage | None = None,
         progress: Progress = silent,
     ) -> Activated:
-        """Have the agent try the bundle and switch to it. Asking again after a lost reply does nothing twice.
+        """Have the agent try the bundle of that digest, or what is staged under that name, and switch to it; with ``stage``, all but the switch.
 
-        Not to ``wait`` is for those who do not want to see the end of the probation: the device ends it by itself.
+        Asking again after a lost reply does nothing twice. Not to ``wait`` is for those who do not want to see the end of the probation: the device
+        ends it by itself.
         """
         flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *(f"--{name}" for name in PERMISSIONS if name in allowed)]
-        return self._activated(lambda: self._reply(JobStarted, "activate", digest, *flags, stdin=[signature] if signature else []).job, progress, wait=wait)
+
+        def start() -> str:
+            staged = stage.flags if stage else []
+            return self._reply(JobStarted, "activate", what, *flags, *staged, stdin=[signature] if signature else []).job
+
+        return self._activated(start, progress, wait=wait)
+
+    def schedule(self, what: str, at: datetime) -> Waiting:
+        """Have it switch to what is staged, then."""
+        return self._reply(Waiting, "activate", what, "--in", f"{in_seconds(at):.3f}")
+
+    def unstage(self, what: str) -> Waiting:
+        """Have it keep what is staged no longer."""
+        return self._reply(Waiting, "unstage", what)
 
     def trusted(self) -> Trusted:
         """Whose signatures it takes."""

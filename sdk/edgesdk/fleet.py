@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edge_agent.bundle import Layout, digest_of
 from edge_agent.store import write_atomically
 from edgesdk import device
-from edgesdk.device import Deployment
+from edgesdk.device import Deployment, Stage
 from edgesdk.errors import FleetError
 from edgesdk.progress import Progress, silent
 
@@ -69,6 +69,7 @@ class Plan:
     canary: str = "0"
     max_failures: int | None = None
     wait: bool = True  # for the end of each probation
+    stage: Stage | None = None  # no further than that
 
     def first(self, count: int) -> int:
         """Devices in the first wave. Raises FleetError."""
@@ -122,9 +123,9 @@ class Rollout:
 
     def __init__(self, members: Sequence[Member], bundle: Path | None, plan: Plan, *, state: Path | None = None, attempt: Attempt | None = None) -> None:
         self._members, self._bundle, self._plan, self._state = tuple(members), bundle, plan, state
-        self._attempt = attempt or functools.partial(_attempted, wait=plan.wait)
+        self._attempt = attempt or functools.partial(_attempted, wait=plan.wait, stage=plan.stage)
         self._first = plan.first(len(self._members))
-        self._goal = {member.host: _goal(self._bundle_of(member)) for member in self._members}
+        self._goal = {member.host: _goal(self._bundle_of(member), plan.stage) for member in self._members}
         self._done = self._read()
         self.resumed = tuple(host for host in self._goal if host in self._done)
         self.stopped = ""  # why not all were tried
@@ -217,18 +218,19 @@ class Rollout:
             write_atomically(self._state, (json.dumps({"devices": entries}, indent=1) + "\n").encode())
 
 
-def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True) -> Deployment:
+def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True, stage: Stage | None = None) -> Deployment:
     try:
-        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, wait=wait, progress=progress)
+        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, wait=wait, stage=stage, progress=progress)
     except OSError as error:  # this machine's: a socket, a file
         return Deployment(host=member.host, outcome="failed", error={"message": f"{error.strerror or error}", "hint": "run the same command again"})
 
 
-def _goal(bundle: Path) -> str:
-    """What a device is to run: the digest over the bundle's manifests. Raises BundleError."""
+def _goal(bundle: Path, stage: Stage | None = None) -> str:
+    """What a device is to run, or to have staged: the digest over the bundle's manifests. Raises BundleError."""
     with Layout.open(bundle) as layout:
         manifests = {profile: manifest.digest for profile, manifest in layout.manifests().items()}
-    return digest_of(json.dumps(manifests, sort_keys=True).encode())
+    when = {"staged": stage.at.isoformat() if stage.at else ""} if stage else {}
+    return digest_of(json.dumps({**manifests, **when}, sort_keys=True).encode())
 
 
 def summary(deployments: Sequence[Deployment]) -> dict[str, int]:

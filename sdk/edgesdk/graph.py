@@ -28,6 +28,7 @@ from onnx_ir.passes import common
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime_errors
 
 from edge_agent.bundle import TensorInfo
+from edgesdk import runtimes
 from edgesdk.errors import ModelError
 
 Model = onnx_ir.Model
@@ -42,12 +43,6 @@ MAX_BYTES = (1 << 31) - 1  # what protobuf can hold
 logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns, with tracebacks, of what is expected here: shapes that cannot be inferred
 
 _NAMES = "edgesdk.names"  # a graph's note of the tensor names in it
-
-# ONNX Runtime release, newest opset, newest IR version that it reads. From onnxruntime.ai/docs/reference/compatibility.html
-# ("ONNX opset support") and the messages "Unsupported model IR version: 10, max supported IR version: 9" (1.17.1,
-# microsoft/onnxruntime#20559) and "… 11, max … 10" (1.20.1, #23602). The list begins where the agent does.
-_RUNTIMES = (("1.16.0", 19, 9), ("1.17.0", 20, 9), ("1.18.0", 21, 10), ("1.21.0", 22, 10), ("1.23.0", 23, 11))
-
 
 # ONNX Runtime release whose CPU provider computes MatMulNBits of so many bits. Tried on x86-64 with nine releases from 1.16.0 to 1.24.1: 1.22.0
 # has 8 bits with `accuracy_level` 4 only. For ARM64 8 bits came with microsoft/onnxruntime#25110, labelled release:1.23.0; not tried there.
@@ -184,10 +179,7 @@ def ir_version(model: Model) -> int:
 
 def needed_onnxruntime(opset: int, ir_version: int) -> str:
     """The oldest ONNX Runtime release, from 1.16.0 on, that reads such a file; this machine's where that is not known."""
-    for release, newest_opset, newest_ir_version in _RUNTIMES:
-        if opset <= newest_opset and ir_version <= newest_ir_version:
-            return release
-    return str(onnxruntime.__version__)
+    return runtimes.needed(opset, ir_version) or str(onnxruntime.__version__)
 
 
 def oldest_onnxruntime(model: Model) -> str:

@@ -3,21 +3,24 @@
     choice = choose(layout, facts, host)     # which of the bundle's models
     check(choice, facts, host)               # its needs against what the device said of itself
 
-Nothing here talks to a device. What does not fit is refused in one sentence with both values named, and with what to run.
+Nothing here talks to a device. What does not fit is refused in one sentence with both values named, and with what to run; what can be made to fit is:
+`device` sends the wheels that are missing, and `lowering` brings a model down to an onnxruntime that stays.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from edge_agent.bundle import Description, Layout, Manifest, parse_json
-from edgesdk import profiles
-from edgesdk.agent_package import OLDEST_ONNXRUNTIME, version_of
+from edge_agent.trust import fingerprint, parse_signature
+from edgesdk import profiles, runtimes
+from edgesdk.agent_package import OLDEST_ONNXRUNTIME
 from edgesdk.errors import Refused
 from edgesdk.profiles import Profile
 from edgesdk.replies import Facts
+from edgesdk.runtimes import version_of
 from edgesdk.transport import LOCAL
 
 OLDEST_PYTHON = (3, 9)
@@ -57,8 +60,76 @@ def check_signed(choice: Choice, facts: Facts, host: str, *, signed: bool, first
     )
 
 
-def check(choice: Choice, facts: Facts, host: str) -> None:
-    """What the bundle needs against what the device said of itself. Raises Refused, with both values named."""
+def check_signer(choice: Choice, facts: Facts, host: str, signature: bytes | None) -> None:
+    """Whether the device knows whose signature that is, as far as it has told. What the signature is of, it finds out itself. Raises Refused."""
+    if signature is None or not facts.trust.demanded or facts.trust.signers is None:
+        return
+    try:
+        signer = fingerprint(parse_signature(signature)[0])
+    except ValueError:
+        return  # the device says what is wrong with it
+    signed = f"`{choice.description.name}` is signed with the key {signer}, which"
+    if signer in facts.trust.revoked:
+        raise Refused(f"{signed} was revoked on {words(facts, host)}", "sign it with another key: `edgesdk key use`, then package it again")
+    if signer not in facts.trust.signers:
+        raise Refused(f"{signed} {words(facts, host)} does not know", f"`edgesdk key trust {host}` makes it known there")
+
+
+def check_release(choice: Choice, facts: Facts, host: str, allowed: Collection[str]) -> None:
+    """Whether the device has had a newer one, or rolled this one back: `edge_agent.releases` decides the same. Raises Refused."""
+    name, release, digest = choice.description.name, choice.description.release, choice.manifest.digest
+    known, where = facts.releases.get(name), words(facts, host)
+    if known is None:
+        return
+    if digest in known.rolled_back and "retry" not in allowed:
+        raise Refused(f"release {release} of `{name}` was tried on {where} and rolled back", "package it again, or deploy it with --retry")
+    if known.release is None or release > known.release or digest == known.digest or "allow-downgrade" in allowed:
+        return
+    if release == known.release:
+        raise Refused(
+            f"another bundle of `{name}` is release {release} on {where} ({(known.digest or '')[:19]}, not {digest[:19]})",
+            f"package it with --release {release + 1}, or deploy it with --allow-downgrade",
+        )
+    raise Refused(
+        f"release {release} of `{name}` is older than {known.release}, which {where} has had",
+        f"`edgesdk rollback {host} {name}` goes back to what ran before; or deploy it with --allow-downgrade",
+    )
+
+
+def need(choice: Choice, host: str, facts: Facts) -> str:
+    """The oldest onnxruntime that reads the model, whatever the bundle says of it. Raises Refused for what none reads that is known here."""
+    said = choice.description
+    reads = runtimes.needed(said.opset, said.ir_version)
+    if reads is None and version_of(said.onnxruntime) <= version_of(runtimes.RUNTIMES[-1][0]):
+        have = facts.onnxruntime.version if facts.onnxruntime else runtimes.RUNTIMES[-1][0]
+        opset, ir_version = runtimes.newest(have)
+        raise Refused(
+            f"`{said.name}` is of opset {said.opset} and IR version {said.ir_version}, "
+            f"onnxruntime {have} on {words(facts, host)} reads opset {opset} and IR version {ir_version}",
+            "export the model with an older opset, or update edgesdk if such an onnxruntime exists",
+        )
+    return max(said.onnxruntime, reads or said.onnxruntime, key=version_of)
+
+
+def staying(choice: Choice, facts: Facts) -> str | None:
+    """The onnxruntime that the device has and keeps: its vendor's, or its Python's own. None where one is sent if that is needed."""
+    have = facts.onnxruntime
+    vendors = choice.profile.runtime.prefer_installed and not choice.assumed
+    # Where Python has an onnxruntime of its own that the agent can run on, the agent takes no other.
+    own = have is not None and have.where == "system" and version_of(have.version) >= version_of(OLDEST_ONNXRUNTIME)
+    return have.version if have and (vendors or own) else None
+
+
+def may_be_lowered(choice: Choice, onnxruntime: str) -> bool:
+    """Whether its opset is what keeps that onnxruntime from reading it."""
+    return version_of(onnxruntime) >= version_of(OLDEST_ONNXRUNTIME) and choice.description.opset > runtimes.newest(onnxruntime)[0]
+
+
+def check(choice: Choice, facts: Facts, host: str, *, as_it_is: bool = True) -> None:
+    """What the bundle needs against what the device said of itself. Not ``as_it_is``: its model may still be brought down to an older onnxruntime.
+
+    Raises Refused, with both values named.
+    """
     profile, where = choice.profile, words(facts, host)
     check_system(facts, host)
     if not choice.assumed:
@@ -68,14 +139,16 @@ def check(choice: Choice, facts: Facts, host: str) -> None:
                     f"{where} is recognised as {_kind(recognised)}, which cannot be deployed to: {recognised.reason}",
                     "`edgesdk package` and `check` work for it",
                 )
-    name, have, oldest = choice.description.name, facts.onnxruntime, choice.description.onnxruntime
-    vendors = profile.runtime.prefer_installed and not choice.assumed
-    if vendors and have is None:
+    said, have, oldest = choice.description, facts.onnxruntime, need(choice, host, facts)
+    name = said.name
+    if profile.runtime.prefer_installed and not choice.assumed and have is None:
         raise _no_vendors_runtime(profile, facts, host)
-    # Where Python has an onnxruntime of its own that the agent can run on, the agent takes no other.
-    own = have is not None and have.where == "system" and version_of(have.version) >= version_of(OLDEST_ONNXRUNTIME)
-    if have and (vendors or own) and version_of(have.version) < version_of(oldest):
-        raise Refused(f"`{name}` needs onnxruntime {oldest}, {where} has {have.version}", "update it there, or package the model for an older opset")
+    stays = staying(choice, facts)
+    if stays and version_of(stays) < version_of(oldest) and (as_it_is or not may_be_lowered(choice, stays)):
+        raise Refused(
+            f"`{name}` needs onnxruntime {oldest} (opset {said.opset}, IR version {said.ir_version}), {where} has {stays}",
+            "update it there, or package the model for an older opset",
+        )
     first = profile.providers[0].name
     if profile.runtime.on_missing_provider == "refuse" and not choice.assumed and have and first not in have.providers:
         raise Refused(f"`{name}` needs {first}, {where} has {', '.join(have.providers)}", "install the onnxruntime of the board's vendor")

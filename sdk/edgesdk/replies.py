@@ -64,6 +64,16 @@ class TrustFacts(Reply):
     known: bool = False
     demanded: bool = False
     ssh_keygen: bool = False
+    signers: tuple[Text, ...] | None = None  # fingerprints; None where the list does not say it
+    revoked: tuple[Text, ...] = ()
+
+
+class Accepted(Reply):
+    """The highest release that a device has accepted of a model, and what it rolled back."""
+
+    release: Count | None = None
+    digest: Text | None = None
+    rolled_back: tuple[Text, ...] = ()
 
 
 class TrustedSigner(Reply):
@@ -106,6 +116,7 @@ class Facts(Reply):
     numpy: Text | None = None
     agent: InstalledAgent | None = None
     trust: TrustFacts = TrustFacts()
+    releases: dict[Text, Accepted] = {}
     user: Text | None = None
 
 
@@ -174,9 +185,21 @@ class Activated(Reply):
     release: Count
     digest: Text
     previous: Text | None = None
-    outcome: Literal["active", "unchanged", "probation"]
+    outcome: Literal["active", "unchanged", "probation", "staged"]
     first_answer_ms: float | None = None
+    at: Text | None = None
     trial: Trial | None = None
+
+
+class Waiting(Reply):
+    """What is staged. ``at``: when it becomes active, by the device's clock; ``error``: why it did not when its time had come."""
+
+    name: Text
+    release: Count
+    digest: Text
+    signer: Text | None = None
+    at: Text | None = None
+    error: Text | None = None
 
 
 class JobStarted(Reply):
@@ -258,10 +281,25 @@ class ModelStatus(Reply):
     count: Count | None = None
 
 
+class Kept(Reply):
+    """A bundle that stays on the device, and why: active, previous, staged."""
+
+    name: Text
+    why: Text
+    release: Count | None = None
+    digest: Text | None = None
+    bytes: Count = 0
+
+
 class StoreStatus(Reply):
+    """``keep``: how many bundles of a model stay beside what is staged; ``arriving_bytes``: of what no bundle needs yet, kept for an hour."""
+
     bytes: Count | None = None
     free_bytes: Count | None = None
     blobs: Count | None = None
+    keep: Count | None = None
+    kept: tuple[Kept, ...] = ()
+    arriving_bytes: Count = 0
 
 
 class Throttling(Reply):
@@ -294,6 +332,7 @@ class DeviceFacts(Reply):
 class Status(Reply):
     agent: AgentStatus
     models: tuple[ModelStatus, ...] = ()
+    staged: tuple[Waiting, ...] = ()
     store: StoreStatus = StoreStatus()
     device: DeviceFacts = DeviceFacts()
 

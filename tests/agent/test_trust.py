@@ -162,7 +162,13 @@ def test_an_agent_takes_what_is_signed_and_nothing_else(agent: Agent, tmp_path: 
     first, second = make(tmp_path / "1", linear(1)), make(tmp_path / "2", linear(2), release=2)
     trusted = agent.verb("trust", "--add", stdin=ana.line().encode())
     assert [one["fingerprint"] for one in trusted["signers"]] == [ana.fingerprint]
-    assert agent.verb("probe")["trust"] == {"known": True, "demanded": True, "ssh_keygen": True}
+    assert agent.verb("probe")["trust"] == {
+        "known": True,
+        "demanded": True,
+        "ssh_keygen": True,
+        "signers": [ana.fingerprint],
+        "revoked": [],
+    }
 
     signed = agent.activate(first, signature=ana.sign(raw(first)).decode())
     assert signed["state"] == "done"

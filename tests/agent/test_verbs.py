@@ -79,7 +79,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert set(state) == {"id", "state", "stage", "result", "error"}
 
     status = idle.verb("status")
-    assert set(status) == {"agent", "models", "store", "device"}
+    assert set(status) == {"agent", "models", "staged", "store", "device"}
     assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since", "problem"}
     assert status["agent"]["numpy"] == np.__version__
     assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "pid", "count"}
@@ -207,7 +207,7 @@ def test_the_probe_works_alone() -> None:
     facts = json.loads(done.stdout[len(FRAME) :])
     assert set(facts) == {
         "format", "system", "architecture", "python", "executable", "abi", "libc", "board", "cpu_model", "cpu_features", "cores", "memory_bytes", "free_bytes",
-        "home", "writable", "missing_modules", "files", "governor", "temperature_c", "onnxruntime", "numpy", "agent", "trust", "user",
+        "home", "writable", "missing_modules", "files", "governor", "temperature_c", "onnxruntime", "numpy", "agent", "trust", "releases", "user",
     }  # fmt: skip
     assert facts["abi"] == f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert facts["writable"] is True
@@ -242,7 +242,7 @@ def test_versions_and_tags() -> None:
     [
         (["put", "sha256:xyz", "5"], "is no SHA-256 digest"),
         (["put", "sha256:" + "0" * 64, "5", "--offset", "9"], "does not lie within"),
-        (["activate", "; touch x"], "is no SHA-256 digest"),
+        (["activate", "; touch x"], "is neither a SHA-256 digest nor a model's name"),
         (["rollback", "../x"], "is no name"),
         (["remove", "A"], "is no name"),
     ],

@@ -115,7 +115,7 @@ def test_a_board_below_the_floor_is_refused_with_the_reason(tmp_path: Path) -> N
     [
         (None, "has no onnxruntime"),
         (CPU, "needs TensorrtExecutionProvider, `orin` (NVIDIA Jetson Orin Nano) has CPUExecutionProvider"),
-        (CPU | {"version": "1.15.1"}, "needs onnxruntime 1.16.0, `orin` (NVIDIA Jetson Orin Nano) has 1.15.1"),
+        (CPU | {"version": "1.15.1"}, "needs onnxruntime 1.16.0 (opset 13, IR version 8), `orin` (NVIDIA Jetson Orin Nano) has 1.15.1"),
     ],
 )
 def test_a_board_whose_vendors_runtime_is_wanted(tmp_path: Path, runtime: dict[str, Any] | None, said: str) -> None:
@@ -125,9 +125,29 @@ def test_a_board_whose_vendors_runtime_is_wanted(tmp_path: Path, runtime: dict[s
 def test_an_onnxruntime_of_the_devices_own_that_is_too_old_for_the_bundle(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "b", needs="1.20.0")
     own = CPU | {"version": "1.17.3", "where": "system"}
-    assert refusal(bundle, facts(PC, onnxruntime=own))[0] == "`toy` needs onnxruntime 1.20.0, this PC (x86_64) has 1.17.3"
+    assert refusal(bundle, facts(PC, onnxruntime=own))[0] == "`toy` needs onnxruntime 1.20.0 (opset 13, IR version 8), this PC (x86_64) has 1.17.3"
     choose(bundle, facts(PC, onnxruntime=own | {"where": "runtime"}))  # ours: a newer one is sent
     choose(bundle, facts(PC, onnxruntime=own | {"version": "1.15.0"}))
+
+
+def test_a_release_that_the_device_would_refuse_is_refused_before_the_first_byte(tmp_path: Path) -> None:
+    with Layout.open(write_bundle(tmp_path / "b", release=2)) as layout:
+        choice = preflight.choose(layout, PC, "pi")
+    digest, other = choice.manifest.digest, "sha256:" + "1" * 64
+
+    def said(allowed: tuple[str, ...] = (), **known: Any) -> str:
+        try:
+            preflight.check_release(choice, facts(PC, releases={"toy": known}), "pi", allowed)
+        except Refused as refused:
+            assert refused.hint
+            return str(refused)
+        return ""
+
+    assert said(release=3, digest=other) == "release 2 of `toy` is older than 3, which `pi` (x86_64) has had"
+    assert said(release=2, digest=other) == f"another bundle of `toy` is release 2 on `pi` (x86_64) ({other[:19]}, not {digest[:19]})"
+    assert said(rolled_back=[digest]) == "release 2 of `toy` was tried on `pi` (x86_64) and rolled back"
+    assert said() == said(release=1, digest=other) == said(release=2, digest=digest) == ""
+    assert said(("allow-downgrade",), release=3, digest=other) == said(("retry",), rolled_back=[digest]) == ""
 
 
 def test_nothing_is_sent_where_the_device_has_what_it_needs() -> None:
@@ -361,7 +381,20 @@ def test_what_goes_wrong_with_one_of_many_is_in_its_result(tmp_path: Path) -> No
     assert (failed.outcome, failed.worked) == ("failed", False) and failed.error and "is no host" in failed.error["message"]
     missing = device.attempt("local", tmp_path / "nothing")
     assert missing.error and "there is no bundle" in missing.error["message"]
-    assert list(missing.to_dict()) == ["host", "outcome", "digest", "previous", "blobs_sent", "bytes_sent", "seconds", "first_answer_ms", "placement", "error"]
+    assert list(missing.to_dict()) == [
+        "host",
+        "outcome",
+        "digest",
+        "previous",
+        "blobs_sent",
+        "bytes_sent",
+        "seconds",
+        "first_answer_ms",
+        "converted",
+        "at",
+        "placement",
+        "error",
+    ]
 
 
 def test_inputs_of_any_name_and_text_travel_without_pickle() -> None:

@@ -1,4 +1,4 @@
-"""The verbs about devices: setup, deploy, status, infer, bench, report, rollback, logs, remove, teardown."""
+"""The verbs about devices: setup, deploy, activate, status, infer, bench, report, rollback, logs, remove, teardown."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,18 +8,29 @@ import typer
 from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, rollout_progress, say, show, table
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from edgesdk.device import Deployment
     from edgesdk.fleet import Member
-    from edgesdk.replies import DeviceFacts, Percentiles
+    from edgesdk.replies import DeviceFacts, Percentiles, StoreStatus, Waiting
 
 Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
 Name = Annotated[str, typer.Argument(help="the model's name on the device")]
+At = Annotated[
+    str | None, typer.Option(help="when it becomes active: 03:00, +90m or 2027-01-31T03:00, by this machine's clock; the device does it, connected or not")
+]
+AllowSlow = Annotated[bool, typer.Option("--allow-slow", help="activate it even if it misses its latency budget there")]
+AllowDowngrade = Annotated[bool, typer.Option("--allow-downgrade", help="activate an older release than the device has had")]
+AllowSignatureChange = Annotated[
+    bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
+]
+Retry = Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")]
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (setup, deploy, status, infer, bench, report, rollback, logs, remove, teardown):
+    for verb in (setup, deploy, activate, status, infer, bench, report, rollback, logs, remove, teardown):
         app.command()(verb)
 
 
@@ -46,19 +57,19 @@ def deploy(
     parallel: Annotated[int, typer.Option(min=1, max=256, help="devices at a time")] = 8,
     canary: Annotated[str, typer.Option(help="so many, or such a share, come first, and the others only if all of these work: 2, or 5%")] = "0",
     max_failures: Annotated[int | None, typer.Option(min=0, help="begin no further device when more than these have failed")] = None,
+    at: At = None,
     *,
-    allow_slow: Annotated[bool, typer.Option("--allow-slow", help="activate it even if it misses its latency budget there")] = False,
-    allow_downgrade: Annotated[bool, typer.Option("--allow-downgrade", help="activate an older release than the device has had")] = False,
-    allow_signature_change: Annotated[
-        bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
-    ] = False,
-    retry: Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")] = False,
+    stage_only: Annotated[bool, typer.Option("--stage-only", help="all but the switch: `edgesdk activate` does that, or with --at the device")] = False,
+    allow_slow: AllowSlow = False,
+    allow_downgrade: AllowDowngrade = False,
+    allow_signature_change: AllowSignatureChange = False,
+    retry: Retry = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="end with `probation`, exit 1, once it has answered: the device goes on by itself")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
+    from edgesdk import device, project
     from edgesdk import fleet as fleets
-    from edgesdk import project
 
     here = project.load(Path())
     if fleet is not None:
@@ -67,11 +78,12 @@ def deploy(
         members = fleets.select(fleets.load(fleet), select or [])
     else:
         members = _named(host, here.devices, select)
-    given = (("allow-slow", allow_slow), ("allow-downgrade", allow_downgrade), ("allow-signature-change", allow_signature_change), ("retry", retry))
-    allowed = tuple(name for name, is_given in given if is_given)
+    allowed = _allowed(allow_slow, allow_downgrade, allow_signature_change, retry)
+    when = _moment(at)
+    stage = device.Stage(when) if stage_only or when else None
     members = tuple(member.model_copy(update={"as_profile": as_profile or member.as_profile, "allow": (*member.allow, *allowed)}) for member in members)
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
-    plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait)
+    plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait, stage=stage)
     rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)
     if rollout.resumed:
         say(f"{len(rollout.resumed)} of {len(members)} were done by an earlier run")
@@ -89,6 +101,49 @@ def deploy(
         say(", ".join(f"{count} {outcome}" for outcome, count in sorted(fleets.summary(done).items())))
     if not all(one.worked for one in done):
         raise typer.Exit(1)
+
+
+def activate(
+    host: Host,
+    what: Annotated[str, typer.Argument(metavar="NAME|DIGEST", help="a model that is staged there, by its name or its bundle's digest")],
+    at: At = None,
+    *,
+    cancel: Annotated[bool, typer.Option("--cancel", help="keep it there no longer")] = False,
+    allow_slow: AllowSlow = False,
+    allow_downgrade: AllowDowngrade = False,
+    allow_signature_change: AllowSignatureChange = False,
+    retry: Retry = False,
+    as_json: AsJson = False,
+) -> None:
+    """Switch to what `deploy --stage-only` has put there, now or at a time."""
+    from edgesdk import device
+
+    when = _moment(at)
+    if cancel and when:
+        raise typer.BadParameter("--at and --cancel do not go together")
+    with device.connect(host) as opened, progress() as advance:
+        if cancel or when:
+            waiting = opened.schedule(what, when) if when else opened.unstage(what)
+            said = f"becomes active at {waiting.at} by the device's clock" if when else "is staged no longer"
+            show(waiting.to_dict(), f"{host}: {waiting.name} release {waiting.release} {said}", as_json=as_json)
+            return
+        done = opened.activate(what, allowed=_allowed(allow_slow, allow_downgrade, allow_signature_change, retry), progress=advance)
+    show(done.to_dict(), f"{host}: {done.name} release {done.release} is {done.outcome}, it answered correctly there ({done.digest[7:19]})", as_json=as_json)
+
+
+def _allowed(*given: bool) -> tuple[str, ...]:
+    from edgesdk.device import PERMISSIONS
+
+    return tuple(name for name, is_given in zip(PERMISSIONS, given, strict=True) if is_given)
+
+
+def _moment(text: str | None) -> "datetime | None":
+    from edgesdk import moments
+
+    try:
+        return moments.moment(text) if text is not None else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _named(host: str | None, devices: tuple[str, ...], select: list[str] | None) -> "tuple[Member, ...]":
@@ -125,10 +180,12 @@ def status(host: Host = "local", *, as_json: AsJson = False) -> None:
         f"agent {found.agent.version} on {host}, onnxruntime {found.agent.onnxruntime or '–'}, since {found.agent.since or '–'}",
         *([found.agent.problem] if found.agent.problem else []),
         f"store {bytes_text(found.store.bytes or 0)} in {found.store.blobs or 0} blobs, {bytes_text(found.store.free_bytes or 0)} free",
+        *_retention(found.store),
         *_condition(found.device),
         "",
         table(rows, head=("model", "release", "digest", "profile", "state", "runs on", "previous", "requests")) if rows else "no model is active",
         *(f"{m.name}: {m.error}" for m in found.models if m.error),
+        *(f"staged: {one.name} release {one.release} ({one.digest[7:19]}): {one.error or _when(one, host)}" for one in found.staged),
     ]
     show(found.to_dict(), "\n".join(lines), as_json=as_json)
 
@@ -237,10 +294,26 @@ def teardown(
     show(found.to_dict(), "\n".join([*lines, *(f"{host}: kept, since it is not the agent's: {path}" for path in found.kept)]), as_json=as_json)
 
 
+def _retention(store: "StoreStatus") -> list[str]:
+    """What stays and why: `keep = 2`."""
+    kept = [f"  {one.name} release {one.release or '–'}: {one.why}, {bytes_text(one.bytes)}" for one in store.kept]
+    head = [f"of each model {store.keep} stay, what is active and what was before, and what is staged; all else goes at the next activation"] if kept else []
+    arriving = [f"  {bytes_text(store.arriving_bytes)} that arrived and belong to no bundle yet: they stay for an hour"] if store.arriving_bytes else []
+    return [*head, *kept, *arriving]
+
+
+def _when(waiting: "Waiting", host: str) -> str:
+    return f"becomes active at {waiting.at} by the device's clock" if waiting.at else f"`edgesdk activate {host} {waiting.name}` switches to it"
+
+
 def _deployed(one: "Deployment") -> str:
     first = f", first answer {one.first_answer_ms:.2f} ms" if one.first_answer_ms is not None else ""
     sent = f"{one.blobs_sent} blobs, {bytes_text(one.bytes_sent)} sent"
     placed = f"; {one.placement}" if one.placement else ""
+    placed += f"; converted for its onnxruntime, {one.converted}" if one.converted else ""
+    if one.outcome == "staged":
+        when = f"becomes active at {one.at} by its clock" if one.at else "waits for `edgesdk activate`"
+        return f"{one.host}: staged {(one.digest or '')[7:19]}, it answered correctly there and {when} ({sent}, {one.seconds:.1f} s){placed}"
     return f"{one.host}: {one.outcome} {(one.digest or '')[7:19]}, it answered correctly there ({sent}, {one.seconds:.1f} s{first}){placed}"
 
 
