@@ -98,7 +98,7 @@ def test_it_asks_the_new_version_before_and_after_the_swap_and_the_old_one_stays
     assert agent.activate(make(tmp_path / "1", linear(1)))["state"] == "done"
     failed = agent.activate(make(tmp_path / "2", linear(2), release=2))
     assert failed["state"] == "failed"
-    assert failed["stage"] == ("trial" if stage == "trial" else "ask")
+    assert failed["stage"] == stage
     assert failed["error"]["message"].endswith("(exit 1): more than 6")
     expected = ["trial 1 4.0", "probation 1 4.0", "trial 2 8.0", *(["probation 2 8.0"] if stage == "probation" else [])]
     assert log.read_text().splitlines() == expected
