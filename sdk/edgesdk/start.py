@@ -1,5 +1,6 @@
-"""The console script. Ctrl-C is heard from the first line on: while the command line itself is still being imported, too."""
+"""The console script. Ctrl-C is heard from the first line to the last: while the command line itself is still being imported, too."""
 
+import signal
 import sys
 
 
@@ -7,8 +8,11 @@ def main() -> int:
     """The exit code."""
     try:
         from edgesdk.cli import main as run
+
+        run()
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
-    run()
-    return 0
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: Python's own end takes no time worth stopping

@@ -14,9 +14,13 @@ from tests import digits
 from tests.bundles import write_bundle
 
 # A job that a shell put into the background ignores SIGINT, and so would what it starts.
-START = (
-    "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler); os.write(1, b'!'); from edgesdk.start import main; raise SystemExit(main())"
-)
+START = """
+import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from edgesdk.start import main
+os.write(1, b"!")
+raise SystemExit(main())
+"""
 MOMENTS = 10
 PATIENCE_S = 8  # two seconds are promised; others work on this machine, too
 
@@ -59,7 +63,7 @@ def moments(whole_s: float) -> list[float]:
 @pytest.mark.timeout(600)
 def test_package_leaves_nothing_half_written_wherever_it_is_interrupted(folder: Path) -> None:
     digits.write(folder)
-    argv = ("package", "model.onnx", "-p", "x86-cpu", "--calibration", "calibration.npz", "--evaluate", "labelled.npz", "--quick", "-o", "bundle", "--json")
+    argv = ("package", "model.onnx", "-p", "x86-cpu", "--calibration", "calibration.npz", "--evaluate", "evaluation.npz", "--quick", "-o", "bundle", "--json")
     begin = time.monotonic()
     child = started(*argv)
     out, said = child.communicate(timeout=300)

@@ -14,6 +14,8 @@ from typer.core import TyperGroup
 from edgesdk.cli import devices, keys, models, profiles
 from edgesdk.cli.output import fail, say, show
 
+INTERRUPTED = 130
+
 
 class Verbs(TyperGroup):
     """Runs a verb and turns what it raises into a sentence and an exit code."""
@@ -28,8 +30,7 @@ class Verbs(TyperGroup):
             _refuse(str(error), error.hint)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
-            say("interrupted")
-            raise typer.Exit(130) from interrupt
+            raise typer.Exit(INTERRUPTED) from interrupt
         except OSError as error:
             if isinstance(error, BrokenPipeError):
                 raise
@@ -54,6 +55,10 @@ def main() -> None:
     """The console script. An exception that gets this far is our bug."""
     try:
         app()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # here or before a verb began, which typer itself hears
+            say("interrupted")
+        raise
     except Exception:  # noqa: BLE001  # the outermost border: shown whole, exit 70
         traceback.print_exc()
         say("this is a bug of edgesdk: please report it with the lines above")
