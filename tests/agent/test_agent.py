@@ -198,14 +198,15 @@ def test_a_killed_worker_comes_back_and_only_its_request_is_lost(shared: Agent, 
 
 
 @pytest.mark.e2e
-def test_a_trial_that_crashes_names_the_signal_and_the_old_one_answers_on(shared: Agent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGILL", "SIGABRT", "SIGBUS", "SIGFPE"])
+def test_a_trial_that_crashes_names_the_signal_and_the_old_one_answers_on(shared: Agent, tmp_path: Path, name: str) -> None:
     folder = make(tmp_path / "counter", counter(), name="linear", release=9, feeds=[{"n": np.array(300_000)}])
     started = shared.ask("POST", "/edge/activate", {"digest": shared.send(folder), "allow_signature_change": True})
     wait_until(lambda: shared.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
     (pid,) = processes(f"trial\0{shared.home}")
-    os.kill(pid, signal.SIGSEGV)
+    os.kill(pid, signal.Signals[name])
     failed = shared.job(started)
-    assert failed["error"]["message"] == "the trial of linear was killed by SIGSEGV"
+    assert failed["error"]["message"] == f"the trial of linear was killed by {name}"
     assert answered(shared, "linear") == 4
     assert shared.model("linear")["state"] == "active"
 

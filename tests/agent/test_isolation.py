@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from toys import Agent, linear, make, wait_until
 
 from edge_agent import connect, serving
@@ -121,6 +124,51 @@ def test_where_memory_is_short_versions_are_loaded_one_after_the_other_and_reque
     assert problems == []
     assert {("1", 4.0), ("2", 8.0)} == seen
     assert '"short of memory"' in inside.journal.path.read_text()
+
+
+CGROUP = Path("/sys/fs/cgroup/memory")  # version 1, as the testbed's devices have it
+
+
+@pytest.fixture
+def narrow(agent: Agent) -> Iterator[Agent]:
+    """An agent that may take 400 MB."""
+    group = CGROUP / f"edge-agent-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(400 << 20))
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    agent.stop()
+    into = f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -m edge_agent serve"
+    agent.process = subprocess.Popen(["sh", "-c", into], env=agent.environment(), start_new_session=True)
+    wait_until(agent._answers)
+    yield agent
+    agent.stop()
+    wait_until(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+@pytest.mark.e2e
+def test_a_model_that_needs_more_memory_than_there_is_costs_its_trial_alone(narrow: Agent, tmp_path: Path) -> None:
+    assert narrow.activate(make(tmp_path / "1", linear(1)))["state"] == "done"
+    worker, size = narrow.worker("toy"), numpy_helper.from_array(np.array([1 << 28], np.int64), "s")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["s"], ["many"], value=helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])),
+        helper.make_node("ReduceSum", ["many"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    info = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "hungry", info[:1], info[1:], [size])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    answers = [{"y": np.ones((2, 4), np.float32)}]
+    hungry = make(tmp_path / "2", model.SerializeToString(), release=2, feeds=[{"x": np.ones((2, 4), np.float32)}], answers=answers)
+    failed = narrow.activate(hungry, allow_signature_change=True)
+    assert failed["error"]["message"] == "the trial of toy was killed by SIGKILL (out of memory?)"
+    assert failed["error"]["hint"]
+    with connect("toy", home=narrow.home) as there:
+        assert there(ONES)["y"].tolist() == [[4.0] * 3]
+    assert narrow.worker("toy") == worker, "the others were not hurt"
 
 
 def test_what_the_zygote_rehearses_with_is_a_model() -> None:
