@@ -6,15 +6,17 @@ does not run. Heavy imports wait for the verb that needs them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edge_agent import home as homes
+
+if TYPE_CHECKING:
+    import argparse
 
 FRAME = "edge-agent-reply: "
 
@@ -29,8 +31,13 @@ PERMISSIONS = {
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv, home, begun = sys.argv[1:] if argv is None else argv, homes.resolve(), None
+    if argv[:1] == ["serve"]:
+        from edge_agent import zygote
+
+        begun = zygote.begun(home)  # it imports while we do
     arguments = _parser().parse_args(argv)
-    home = homes.resolve()
+    arguments.begun = begun
     from edge_agent import verbs
 
     try:
@@ -45,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
     parser = argparse.ArgumentParser(prog="edge-agent", description="Runs models for local programs. Its folder is EDGE_AGENT_HOME.")
     parser.add_argument("--json", action="store_true", help="the framed reply, on a terminal too")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
@@ -57,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     verb("probe", "facts of this device", lambda v, home, _: v.probe(home))
-    verb("serve", "run the agent in the foreground", lambda v, home, _: v.serve(home))
+    verb("serve", "run the agent in the foreground", lambda v, home, a: v.serve(home, a.begun))
     verb("start", "start the agent and wait until it answers", lambda v, home, _: v.start(home))
     verb("stop", "end the agent", lambda v, home, _: v.stop(home))
     verb("status", "what runs, and from which bundle", lambda v, home, _: v.get(home, "/edge/status"))

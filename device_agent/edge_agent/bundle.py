@@ -15,17 +15,17 @@ A reader refuses a larger ``format`` and ignores keys that it does not know.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import tarfile
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import hashlib
 
 FORMAT = 1
 
@@ -56,7 +56,6 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
-_MAX_TAR_HEADER_BYTES = 1 << 16
 
 
 class BundleError(Exception):
@@ -177,14 +176,20 @@ def check_name(name: object) -> str:
     raise BundleError(f"{str(name)[:80]!r} is no name", "lower-case letters, digits, `.`, `_` and `-`, 63 at most, the first a letter or digit")
 
 
+def _sha256(data: bytes = b"") -> hashlib._Hash:
+    import hashlib
+
+    return hashlib.sha256(data)
+
+
 def digest_of(data: bytes) -> str:
     """``sha256:`` and 64 hexadecimal digits."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+    return "sha256:" + _sha256(data).hexdigest()
 
 
 def digest_of_file(path: Path) -> str:
     """The same of a file's content, read in chunks."""
-    state = hashlib.sha256()
+    state = _sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             state.update(chunk)
@@ -237,7 +242,9 @@ class Layout:
                 str(file.relative_to(path)): (file, 0, file.stat().st_size) for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()
             }
         elif path.is_file():
-            members = _tar_members(path)
+            from edge_agent import archive
+
+            members = archive.members(path)
         else:
             raise BundleError(f"there is no bundle at `{path}`", "`edgesdk package` writes one")
         if "oci-layout" not in members or "index.json" not in members:
@@ -340,7 +347,7 @@ class Layout:
             self.evidence(manifest)
 
     def _check(self, blob: Descriptor) -> None:
-        state = hashlib.sha256()
+        state = _sha256()
         for piece in self.pieces(blob):
             state.update(piece)
         if "sha256:" + state.hexdigest() != blob.digest:
@@ -401,14 +408,17 @@ def write(target: Path, bundle: list[Contents], sign: Callable[[bytes], bytes] |
 
     ``sign`` makes the signature of a manifest's bytes; without, the bundle is unsigned.
     """
+    import tempfile  # late, as tarfile and hashlib: a worker starts without them
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch, "new")
         _write_folder(folder, bundle, sign)
         if target.suffix == ".tar":
-            archive = Path(scratch, "new.tar")
-            _write_tar(archive, folder)
-            os.replace(archive, target)
+            from edge_agent import archive
+
+            archive.write(Path(scratch, "new.tar"), folder)
+            os.replace(Path(scratch, "new.tar"), target)
             return
         if target.exists():
             os.replace(target, Path(scratch, "old"))
@@ -459,50 +469,6 @@ def _write_folder(folder: Path, bundle: list[Contents], sign: Callable[[bytes], 
                 attach(SIGNATURE_ARTIFACT, sign(signed), SIGNATURE_TYPE, "manifest.sig", signed, ".sig")
     (folder / "oci-layout").write_bytes(to_json({"imageLayoutVersion": LAYOUT_VERSION}))
     (folder / "index.json").write_bytes(to_json({"schemaVersion": 2, "mediaType": LAYOUT_TYPE, "manifests": entries}))
-
-
-def _write_tar(archive: Path, folder: Path) -> None:
-    """One after the other by name, no owner, no time: the same content gives the same bytes."""
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                info = tarfile.TarInfo(str(file.relative_to(folder)))
-                info.size, info.mode = file.stat().st_size, 0o644
-                with file.open("rb") as stream:
-                    tar.addfile(info, stream)
-
-
-class _Member(tarfile.TarInfo):
-    """Looked at before tarfile reads what belongs to it: of a header it would read any number of bytes, and follow a size below zero in a circle."""
-
-    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        extended = self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE)
-        if self.type not in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE) and not extended:
-            raise BundleError(f"a bundle's archive has a member that is neither file nor folder: {self.name[:80]!r}", "do not use this file")
-        if self.size < 0 or (extended and self.size > _MAX_TAR_HEADER_BYTES):
-            raise BundleError(f"a bundle's archive has a member of {self.size} bytes: {self.name[:80]!r}", "do not use this file")
-        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # tarfile's own name for it since Python 2.5
-        return member
-
-
-def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
-    """Where each plain member's bytes lie. Links, devices, doubles and paths that lead out are refused, not skipped."""
-    members: dict[str, tuple[Path, int, int]] = {}
-    try:
-        with tarfile.open(path, "r:", tarinfo=_Member) as tar:
-            for count, info in enumerate(tar):
-                if count >= 10_000:
-                    raise BundleError(f"`{path.name}` has more than 10,000 members", "do not use this file")
-                name = info.name[2:] if info.name.startswith("./") else info.name
-                if info.isdir():
-                    continue
-                plain = info.isreg() and not info.issparse() and info.size >= 0
-                if not plain or name in members or not re.fullmatch(r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}", name):
-                    raise BundleError(f"`{path.name}` has a member that no bundle has: {name[:80]!r}", "do not use this file")
-                members[name] = (path, info.offset_data, info.size)
-    except (tarfile.TarError, EOFError, UnicodeError, ValueError) as error:
-        raise BundleError(f"`{path.name}` is neither a bundle's folder nor an uncompressed tar of one", "`edgesdk package -o NAME.tar` writes one") from error
-    return members
 
 
 def _entry(media_type: str, data: bytes) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 from edge_agent.probe import runtime_tag
 
 OLDEST_ONNXRUNTIME = (1, 16)
+QUIET_NUMPY = {"OPENBLAS_NUM_THREADS": "1"}  # nothing here multiplies matrices with it, and the zygote has one thread
 # sockaddr_un holds 108 bytes with the final NUL; some systems less.
 LONGEST_SOCKET_PATH = 100
 
@@ -71,9 +72,8 @@ def serving(home: Path) -> dict[str, Any]:
 
 def module(name: str, *arguments: str, home: Path) -> dict[str, Any]:
     """The same for a module of its own, without what all verbs import."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}  # `-m` finds us by the working folder
-    environment["EDGE_AGENT_HOME"] = str(home)
-    environment.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's: nothing here multiplies matrices with it, and the zygote has one thread
+    environment = {**QUIET_NUMPY, **os.environ, "EDGE_AGENT_HOME": str(home)}
+    environment.pop("PYTHONSAFEPATH", None)  # `-m` finds us by the working folder
     return {"args": [sys.executable, "-m", name, *arguments], "cwd": str(code_folder()), "env": environment}
 
 

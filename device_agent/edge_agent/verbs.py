@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from edge_agent import home as homes
@@ -27,6 +27,9 @@ from edge_agent import log
 from edge_agent import probe as facts_of
 from edge_agent.bundle import NAME, BundleError, Layout, Manifest, check_digest, check_name
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
+
+if TYPE_CHECKING:
+    from edge_agent.zygote import Begun
 
 _START_S = 30
 _SILENCE_S = 30
@@ -48,8 +51,8 @@ def probe(home: Path) -> dict[str, Any]:
     return facts_of.facts(home)
 
 
-def serve(home: Path) -> None:
-    """Returns when the agent has ended."""
+def serve(home: Path, begun: Begun | None) -> None:
+    """Returns when the agent has ended. ``begun`` is the zygote, if it runs already."""
     from edge_agent import lock, log
     from edge_agent.config import ConfigError
     from edge_agent.zygote import Zygote
@@ -60,9 +63,7 @@ def serve(home: Path) -> None:
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o750)
         with lock.held(home), log.opened(home / "agent.log"):
-            zygote = Zygote(home)
-            if any((home / "active").glob("*")):
-                zygote.start()  # it imports while we do
+            zygote = Zygote(home, begun)
             from edge_agent.supervisor import serve as run
 
             run(home, zygote)

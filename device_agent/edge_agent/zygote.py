@@ -1,12 +1,14 @@
 """One process that has imported numpy and onnxruntime; workers are forked from it, ready at once and sharing its memory.
 
-    zygote = Zygote(home)
+    zygote = Zygote(home, begun(home))                 # forked from a process that has no thread yet: it imports while we do
     worker = zygote.fork("ocr", folder, their_end, pulse)     # a Forked
     worker.wait(timeout_s=2)                           # its exit code, as subprocess has it
     zygote.close()
 
 It has one thread and no onnxruntime session: neither survives a fork. It is the workers' parent, so it tells how they end, and they end
-with it. One that dies is replaced at the next fork. The supervisor's side needs the standard library only.
+with it. The first is forked from the supervisor before that does anything else: the start waits for one Python only, and what both have
+imported lies in memory once. One that dies is replaced at the next fork by a process of its own. The supervisor's side needs the
+standard library only.
 """
 
 from __future__ import annotations
@@ -21,10 +23,15 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
-from edge_agent.home import module, resolve, use_runtime
+from edge_agent.home import QUIET_NUMPY, module, resolve, use_runtime
+
+COMM = "edge-zygote"  # what `ps` shows
 
 _MESSAGE_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -54,16 +61,88 @@ class Forked:
         self._ended.set()
 
 
-class Zygote:
-    """The supervisor's end. Any thread may fork."""
+class Process(Protocol):
+    """The zygote itself, as subprocess has it."""
 
-    def __init__(self, home: Path) -> None:
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A zygote that this process forked, and our end of its socket."""
+
+    socket: socket.socket
+    pid: int
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Raises subprocess.TimeoutExpired."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            with contextlib.suppress(ChildProcessError):
+                found, status = os.waitpid(self.pid, 0 if until is None else os.WNOHANG)
+                if not found and until is not None and time.monotonic() < until:
+                    time.sleep(0.01)
+                    continue
+                if not found:
+                    raise subprocess.TimeoutExpired("zygote", timeout or 0)
+                return os.waitstatus_to_exitcode(status)
+            return 0
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)  # nobody but `wait` reaps it, so the number still means it
+
+
+def begun(home: Path) -> Begun | None:
+    """Fork it from here, where a worker will be wanted. This process must have one thread, and have imported nothing that minds a fork."""
+    if not any((home / "active").glob("*")):
+        return None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        pid = os.fork()
+    except OSError:  # it is tried again when a worker is wanted
+        ours.close()
+        theirs.close()
+        return None
+    if not pid:
+        code = 70
+        try:
+            os.environ.update({**QUIET_NUMPY, **os.environ, "EDGE_AGENT_HOME": str(home)})
+            code = serve(home, _alone(theirs.detach()))
+        except BaseException:  # noqa: BLE001 - nothing may go back into the supervisor's code
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    theirs.close()
+    return Begun(ours, pid)
+
+
+def _alone(kept: int) -> int:
+    """Without what else the supervisor has open: a systemd socket, its input, its output."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return kept
+
+
+class Zygote:
+    """The supervisor's end. Any thread may fork. What was ``begun`` says from now on what it has to say where we do."""
+
+    def __init__(self, home: Path, begun: Begun | None = None) -> None:
         self._home = home
         self._lock = threading.Lock()  # guards what follows
         self._socket: socket.socket | None = None
         self._forked: dict[int, Forked] = {}
         self._number = 0
         self._closed = False
+        if begun is not None:
+            with contextlib.suppress(OSError):  # it has died already: the listener hears of it
+                socket.send_fds(begun.socket, [b'{"say": true}'], [2])
+            self._listened_to(begun.socket, begun)
 
     def start(self) -> None:
         """Where a worker will be wanted soon: the imports take a while. Raises OSError."""
@@ -112,11 +191,15 @@ class Zygote:
                 except BaseException:
                     ours.close()
                     raise
-            self._socket = ours
-            threading.Thread(target=self._listen, args=(ours, process), name="zygote", daemon=True).start()
+            self._listened_to(ours, process)
+        assert self._socket is not None
         return self._socket
 
-    def _listen(self, sock: socket.socket, process: subprocess.Popen[bytes]) -> None:
+    def _listened_to(self, sock: socket.socket, process: Process) -> None:
+        self._socket = sock
+        threading.Thread(target=self._listen, args=(sock, process), name="zygote", daemon=True).start()
+
+    def _listen(self, sock: socket.socket, process: Process) -> None:
         """Hear of ended workers until the zygote itself ends."""
         with contextlib.suppress(OSError):
             while True:
@@ -150,6 +233,7 @@ def serve(home: Path, descriptor: int) -> int:
     """The zygote itself: fork on request until the supervisor is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches the whole group; the supervisor decides
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    _write("/proc/self/comm", COMM)
     woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     _preload(home)
@@ -169,6 +253,11 @@ def serve(home: Path, descriptor: int) -> int:
             if not message:
                 break
             asked = json.loads(message)
+            if "say" in asked:
+                for output in (1, 2):
+                    os.dup2(descriptors[0], output)
+                os.close(descriptors[0])
+                continue
             if "kill" in asked:
                 for process, number in workers.items():
                     if number == asked["kill"]:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import Agent, counter, linear, make, used_s, wait_until
+from toys import Agent, arguments, counter, linear, make, processes, used_s, wait_until
 
 from edge_agent import connect
+from edge_agent.connection import ClientError
 
 ONES = np.ones((1, 4), np.float32)
 
@@ -20,6 +21,13 @@ ONES = np.ones((1, 4), np.float32)
 def answered(agent: Agent, name: str) -> float:
     with connect(name, home=agent.home) as model:
         return float(model(ONES)["y"][0, 0])
+
+
+def answers(agent: Agent, name: str) -> bool:
+    try:
+        return answered(agent, name) == 4
+    except ClientError:
+        return False
 
 
 @pytest.mark.e2e
@@ -42,6 +50,31 @@ def test_a_dead_zygote_is_replaced_and_its_workers_with_it(agent: Agent, tmp_pat
     assert agent.zygote() != before
     causes = {line["cause"] for line in agent.journal() if line["event"] == "worker died"}
     assert causes == {f"the process of {name} died with the process that it was forked from" for name in ("one", "two")}
+
+
+@pytest.mark.e2e
+def test_where_a_model_waits_the_agent_begins_by_forking_it(agent: Agent, tmp_path: Path) -> None:
+    assert agent.activate(make(tmp_path / "one", linear(), name="one"))["state"] == "done"
+    agent.stop()
+    agent.start()
+    before = agent.zygote()
+    assert "serve" in arguments(before)  # not a Python of its own
+    open_there = {os.readlink(file) for file in Path(f"/proc/{before}/fd").iterdir() if file.exists()}
+    assert not any("agent.lock" in file or "agent.log" in file for file in open_there)
+    assert answered(agent, "one") == 4
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: answers(agent, "one"))
+    assert agent.zygote() != before
+
+
+@pytest.mark.e2e
+def test_an_agent_that_may_not_start_leaves_none_behind(shared: Agent) -> None:
+    serving = [sys.executable, "-m", "edge_agent", "serve"]
+    before = set(processes("edge_agent\0serve"))
+    second = subprocess.run(serving, env=shared.environment(), capture_output=True, text=True, check=False, timeout=30)
+    assert second.returncode == 1
+    assert "already runs" in second.stdout + second.stderr
+    wait_until(lambda: set(processes("edge_agent\0serve")) <= before)
 
 
 @pytest.mark.e2e

@@ -256,7 +256,7 @@ class Agent:
     def zygote(self) -> int:
         """The process that they are forked from."""
         assert self.process is not None
-        (pid,) = [pid for pid in self._children(self.process.pid) if "edge_agent.zygote\0" in arguments(pid)]
+        (pid,) = [pid for pid in self._children(self.process.pid) if comm(pid) == "edge-zygote"]
         return pid
 
     def _children(self, parent: int) -> list[int]:

@@ -285,7 +285,7 @@ def _agents_start(home: Path) -> float:
                 taken = time.perf_counter() - begin
                 break
         except Exception:  # noqa: BLE001 - not yet
-            time.sleep(0.01)
+            time.sleep(0.002)
     process.terminate()
     process.wait()
     return taken
