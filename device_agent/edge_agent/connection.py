@@ -21,13 +21,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import h11
-
 from edge_agent import home as homes
 from edge_agent.frames import Bytes, receive_into, send_all
 
 _MAX_REPLY_BYTES = 4 << 30
+_BUFFER_BYTES = 1 << 20  # as far as the kernel gives them: the agent is woken less often within a large tensor
+_MAX_HEAD_BYTES = 1 << 16
 _READ_BYTES = 1 << 16
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t\x20-\x7e\x80-\xff]*?)[\t ]*")
+_TARGET, _VALUE = re.compile(r"[\x21-\x7e]+"), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 class ClientError(Exception):
@@ -135,18 +138,17 @@ class Connection:
         half_close: bool = False,
         headers: Sequence[tuple[str, str]] = (),
     ) -> Reply:
-        parser = h11.Connection(h11.CLIENT)
         headers = [*self._headers, *headers, ("Content-Length", str(size))]
         if header_bytes is not None:
             headers.append(("Inference-Header-Content-Length", str(header_bytes)))
-        head = parser.send(h11.Request(method=method, target=target, headers=headers)) or b""
+        head = _head(method, target, headers)
         if self._socket is None:
             self._socket = self._opened()
         sock = self._socket
         try:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a refusal may have been sent before the body was read
                 _send(sock, head, buffers, half_close=half_close)
-            reply, keep = _receive(sock, parser)
+            reply, keep = _receive(sock)
         except (TimeoutError, socket.timeout) as error:
             self.close()
             raise ClientError(
@@ -157,7 +159,7 @@ class Connection:
             if isinstance(error, _Cut):
                 raise ClientError("the agent's answer was cut off", "did it stop? see `edge-agent logs`") from error
             raise _Unanswered from error
-        except h11.RemoteProtocolError as error:
+        except _NotHTTP as error:
             self.close()
             raise ClientError(f"what answered does not speak HTTP: {error}", "is it another program that listens there?") from error
         except BaseException:
@@ -179,6 +181,7 @@ class Connection:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 sock.settimeout(self._timeout_s)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
                 with homes.socket_address(homes.socket_path(self._home)) as address:
                     _connect(sock, address, self._timeout_s)
             except BaseException:
@@ -198,6 +201,10 @@ class _Unanswered(Exception):
 
 class _Cut(EOFError):
     """It ended within the answer."""
+
+
+class _NotHTTP(Exception):
+    """Nor the part of it that the agent speaks: a length, no chunks."""
 
 
 def _connect(sock: socket.socket, address: str, timeout_s: float) -> None:
@@ -223,37 +230,49 @@ def _send(sock: socket.socket, head: bytes, buffers: Iterable[Bytes], *, half_cl
         sock.shutdown(socket.SHUT_WR)
 
 
-def _receive(sock: socket.socket, parser: Any) -> tuple[Reply, bool]:
-    """The reply, and whether the connection stays open. The head goes through h11, the body straight into its buffer."""
-    begun = False
-    while True:
-        event = parser.next_event()
-        if isinstance(event, h11.Response) or (isinstance(event, h11.InformationalResponse) and event.status_code == 101):
-            break
-        if event is h11.NEED_DATA:
-            data = sock.recv(_READ_BYTES)
-            if not data:
-                raise _Cut if begun else EOFError
-            begun = True
-            parser.receive_data(data)
-    headers = {bytes(name): bytes(value) for name, value in event.headers}
+def _head(method: str, target: str, headers: Sequence[tuple[str, str]]) -> bytes:
+    """Raises BadRequest for what would be read as another request."""
+    if _TARGET.fullmatch(target) is None or not all(_VALUE.fullmatch(value) for _, value in headers):
+        raise BadRequest(
+            f"`{target[:80]}` cannot be asked for, or the token holds what no header can", "names are lower-case letters, digits, `.`, `_` and `-`"
+        )
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def _receive(sock: socket.socket) -> tuple[Reply, bool]:
+    """The reply, and whether the connection stays open. The body goes straight into its buffer."""
+    data = b""
+    while (end := data.find(b"\r\n\r\n")) < 0:
+        if len(data) > _MAX_HEAD_BYTES:
+            raise _NotHTTP(f"a head of more than {_MAX_HEAD_BYTES} bytes")
+        more = sock.recv(_READ_BYTES)
+        if not more:
+            raise _Cut if data else EOFError
+        data += more
+    first, *lines = data[:end].split(b"\r\n")
+    status, fields = _STATUS.fullmatch(first), [_FIELD.fullmatch(line) for line in lines]
+    if status is None or None in fields:
+        raise _NotHTTP(f"{first[:80]!r}")
+    headers = {found[1].lower(): found[2] for found in fields if found}
     size = _count(headers.get(b"content-length", b"0"))
     if size > _MAX_REPLY_BYTES:
-        raise h11.RemoteProtocolError(f"an answer of {size} bytes")
-    body, (first, _) = bytearray(size), parser.trailing_data
-    body[: len(first)] = first[:size]
+        raise _NotHTTP(f"an answer of {size} bytes")
+    body, begun = bytearray(size), data[end + 4 :]
+    body[: len(begun)] = begun[:size]
     try:
-        receive_into(sock, memoryview(body)[len(first) :])
+        receive_into(sock, memoryview(body)[len(begun) :])
     except (EOFError, ConnectionError) as error:
         raise _Cut from error
     header = headers.get(b"inference-header-content-length")
     timing = _timing(headers.get(b"server-timing", b""))
-    return Reply(event.status_code, None if header is None else _count(header), body, timing), headers.get(b"connection", b"").lower() != b"close"
+    keep = status[1] == b"1" and headers.get(b"connection", b"").lower() != b"close"
+    return Reply(int(status[2]), None if header is None else _count(header), body, timing), keep
 
 
 def _count(value: bytes) -> int:
     if not value.isdigit() or len(value) > 18:
-        raise h11.RemoteProtocolError(f"{value[:40]!r} is no length")
+        raise _NotHTTP(f"{value[:40]!r} is no length")
     return int(value)
 
 

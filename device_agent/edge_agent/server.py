@@ -198,10 +198,10 @@ class Server:
             with contextlib.suppress(OSError, EOFError):
                 if sock.family != socket.AF_UNIX:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                leftover, peer = b"", Peer(sock)
+                leftover, peer, heads = b"", Peer(sock), _Heads()
                 while not self._stopping:
                     source = Source(sock, leftover, self._pace)
-                    keep = self._one(sock, source, peer)
+                    keep = self._one(sock, source, peer, heads)
                     if not keep:
                         _linger(sock)
                         return
@@ -209,12 +209,16 @@ class Server:
         finally:
             self._close(sock)
 
-    def _one(self, sock: socket.socket, source: Source, peer: Peer) -> bool:
+    def _one(self, sock: socket.socket, source: Source, peer: Peer, heads: _Heads) -> bool:
         """Answer one request; whether the connection can carry another. EOFError when the client is done."""
         request: Request | None = None
         most = self.room.limits.body_bytes
         try:
-            request, keep = _read_request(source, self._pace, self.room, peer, local=sock.family == socket.AF_UNIX)
+            head = heads.next(source, self._pace)
+            source.begin(head.length)
+            source.expects_continue = head.headers.get("expect", "").lower() == "100-continue" and _is_awaited(source)
+            keep = head.keep
+            request = Request(head.method, head.path, head.query, head.headers, sock.family == socket.AF_UNIX, peer, source, self.room)
             self._check_caller(request, sock)
             response = self.application(request)
             keep = keep and source.drain(most)
@@ -234,9 +238,9 @@ class Server:
             send_all(sock, [_switching(response)], deadline=self._pace.deadline(0))
             response.hand_over(sock)
             return False
-        head = _head(response, keep=keep)
+        said = _head(response, keep=keep)
         body = () if request is not None and request.method == "HEAD" else response.body
-        send_all(sock, [head, *body], deadline=self._pace.deadline(sum(memoryview(buffer).nbytes for buffer in body)))
+        send_all(sock, [said, *body], deadline=self._pace.deadline(sum(memoryview(buffer).nbytes for buffer in body)))
         return keep
 
     @property
@@ -270,11 +274,47 @@ class Server:
         sock.close()
 
 
-def _read_request(source: Source, pace: Pace, room: Room, peer: Peer, *, local: bool) -> tuple[Request, bool]:
-    """The head of the next request, and whether the client wants to go on after it. Raises HttpError, EOFError at the end."""
-    parser = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES)
-    received, deadline = 0, pace.deadline(0)
+@dataclass(frozen=True)
+class _Head:
+    """What a request's head says."""
+
+    raw: bytes
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    length: int | None  # of the body; None: in chunks
+    keep: bool  # whether the client wants to go on after it
+
+
+class _Heads:
+    """Of one connection. A head that is byte for byte the one before goes through no parser: programs ask the same again and again."""
+
+    def __init__(self) -> None:
+        self._last: _Head | None = None
+
+    def next(self, source: Source, pace: Pace) -> _Head:
+        """Raises HttpError, EOFError at the end."""
+        deadline, last = pace.deadline(0), self._last
+        try:
+            data = source.receive(deadline)
+        except HttpError:
+            raise EOFError from None  # an idle connection is closed without a word
+        if last is None or not data.startswith(last.raw):
+            self._last = _parsed(source, deadline, data)
+            return self._last
+        source.buffered = memoryview(data)[len(last.raw) :]
+        return last
+
+
+def _parsed(source: Source, deadline: float, data: bytes) -> _Head:
+    """The head that begins with these bytes. Raises HttpError, EOFError at the end."""
+    parser, received = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEAD_BYTES), b""
     while True:
+        if not data:
+            raise EOFError
+        received += data
+        parser.receive_data(data)
         try:
             event = parser.next_event()
         except h11.RemoteProtocolError as error:
@@ -282,29 +322,17 @@ def _read_request(source: Source, pace: Pace, room: Room, peer: Peer, *, local: 
             raise HttpError(status, f"this is no HTTP request: {str(error)[:200]}", close=True) from error
         if isinstance(event, h11.Request):
             break
-        if event is h11.NEED_DATA:
-            try:
-                data = source.receive(deadline)
-            except HttpError:
-                if received:
-                    raise
-                raise EOFError from None  # an idle connection is closed without a word
-            if not data:
-                raise EOFError
-            received += len(data)
-            parser.receive_data(data)
-            continue
-        raise EOFError
+        if event is not h11.NEED_DATA:
+            raise EOFError
+        data = source.receive(deadline)
     source.buffered = memoryview(parser.trailing_data[0])
-    if received - len(source.buffered) > _MAX_HEAD_BYTES:  # h11 looks only at heads that are incomplete
+    raw = received[: len(received) - len(source.buffered)]
+    if len(raw) > _MAX_HEAD_BYTES:  # h11 looks only at heads that are incomplete
         raise HttpError(431, f"the head has more than {_MAX_HEAD_BYTES} bytes", close=True)
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
-    source.begin(_body_length(headers, event.http_version))
-    source.expects_continue = headers.get("expect", "").lower() == "100-continue" and _is_awaited(source)
-    method, target = event.method.decode("latin-1"), event.target.decode("latin-1")
-    path, _, query = target.partition("?")
+    path, _, query = event.target.decode("latin-1").partition("?")
     keep = event.http_version == b"1.1" and "close" not in [token.strip() for token in headers.get("connection", "").lower().split(",")]
-    return Request(method, path, dict(_pairs(query)), headers, local, peer, source, room), keep
+    return _Head(raw, event.method.decode("latin-1"), path, dict(_pairs(query)), headers, _body_length(headers, event.http_version), keep)
 
 
 def _body_length(headers: dict[str, str], version: bytes) -> int | None:

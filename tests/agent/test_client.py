@@ -13,6 +13,7 @@ from toys import Agent
 
 from edge_agent import connect
 from edge_agent.client import AgentNotRunning, BadRequest, ClientError, NoSuchModel
+from edge_agent.connection import Connection
 
 METADATA = (
     b'{"name":"toy","versions":["1"],"inputs":[{"name":"x","datatype":"FP32","shape":[-1]},{"name":"z","datatype":"FP32","shape":[-1]}],'
@@ -90,6 +91,9 @@ def test_a_question_that_was_half_answered_is_not_asked_again(fake: Fake) -> Non
         (http(b'{"versions":["1"],"inputs":[{"name":"x","datatype":"FP99","shape":[]}],"outputs":[]}'), "malformed"),
         (http(b"<html>", "502 Bad Gateway"), "status 502"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length : 2\r\n\r\n{}", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -2\r\n\r\n{}", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000, "does not speak HTTP"),
     ],
 )
 def test_another_program_at_the_socket_is_a_sentence(fake: Fake, reply: bytes, message: str) -> None:
@@ -109,6 +113,11 @@ def test_no_agent_is_a_sentence(tmp_path: Path) -> None:
     assert caught.value.hint == "start it with `edge-agent start`"
     with pytest.raises(AgentNotRunning):
         connect("toy", url="http://127.0.0.1:9", token="t")
+
+
+def test_a_token_that_would_end_the_head_is_refused_here(fake: Fake) -> None:
+    with pytest.raises(ClientError, match="no header can"), Connection(home=fake.home, token="a\r\nX: y") as connection:
+        connection.request("GET", "/v2")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "A", "a b", "a\r\nX: y"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import threading
 import time
@@ -198,6 +199,17 @@ def test_requests_may_come_in_one_piece_or_byte_by_byte(shared: Agent) -> None:
             sock.sendall(bytes([byte]))
         sock.shutdown(socket.SHUT_WR)
         assert received(sock).count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_a_head_that_was_read_before_is_told_from_one_that_only_begins_so(shared: Agent) -> None:
+    body = json.dumps({"inputs": [X]}).encode()
+    head = f"POST /v2/models/linear/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n".encode()
+    good, bad = head + b"\r\n" + body, head + b"Content-Length: 7\r\n\r\n" + body
+    answers = raw(shared, good * 3 + b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n" + good + bad)
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answers) == [b"200"] * 5 + [b"400"]
+    assert len(re.findall(rb'"data": ?\[4\.0', answers)) == 4
+    in_two = raw(shared, good + good[:60])  # the second ends within its head
+    assert in_two.count(b"HTTP/1.1 200") == 1
 
 
 def test_a_body_may_come_in_chunks_and_a_request_behind_it(shared: Agent) -> None:

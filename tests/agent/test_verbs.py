@@ -274,7 +274,7 @@ def test_on_a_terminal_people_get_text(shared: Agent) -> None:
         ("report", "linear"): ["linear release 1 on CPUExecutionProvider", "in all", "device: "],
         ("infer", "linear", "--golden"): ["agrees with the golden answer"],
         ("bench", "linear", "--runs", "5", "--warmup", "1"): ["client", "5 runs after 1"],
-        ("logs",): ["activated"],
+        ("logs", "--lines", "100000"): ["activated"],
         ("rollback", "../x"): ["error: '../x' is no name", "try: "],
         ("status", "--json"): [FRAME],
     }.items():
