@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# CI tests the PyTorch converter, the status page in Chromium and bare devices too. They want much, so elsewhere they are asked for:
-# make test TORCH=1 BROWSER=1 BARE=1
+# CI tests the PyTorch converter, the status page in Chromium, bare devices and an aarch64 one too. They want much, so elsewhere they are
+# asked for: make test TORCH=1 BROWSER=1 BARE=1 ARM64=1
 ifdef CI
 TORCH ?= 1
 BROWSER ?= 1
 BARE ?= 1
+ARM64 ?= 1
 endif
 
 .PHONY: demo test unit test-oldest test-openvino test-quark check suite-data suite bench lock clean
@@ -17,7 +18,7 @@ endif
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
-test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) $(if $(CI),cc-and-node) sshd
+test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) $(if $(ARM64),mmdebstrap qemu) $(if $(CI),cc-and-node) sshd
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
@@ -61,9 +62,10 @@ suite: .venv-peers/.ready suite-data # every model for every profile, and in Ope
 	.venv-peers/bin/python -m tests.suite.profiles $(ARGS)
 	.venv-peers/bin/python -m tests.suite.prune $(ARGS)
 
-bench: $(READY) .venv-peers/.ready suite-data # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
+bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.asking
+	$(BIN)/python -m tests.benchmarks.sending
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.loadgen
@@ -104,6 +106,12 @@ mmdebstrap:
 	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends mmdebstrap zstd iproute2; } || \
 	  { echo "the tests on a bare device need root and: apt-get install mmdebstrap zstd iproute2"; exit 1; }
 
+.PHONY: qemu
+qemu:
+	@command -v qemu-aarch64-static >/dev/null && command -v strace >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends qemu-user-static strace; } || \
+	  { echo "the tests on an aarch64 device need root and: apt-get install qemu-user-static strace"; exit 1; }
+
 .PHONY: cc-and-node
 cc-and-node: # for the examples in C and for Node.js; without them their tests are skipped
 	@{ command -v cc >/dev/null && command -v node >/dev/null; } || { apt-get update -qq && \
@@ -111,9 +119,14 @@ cc-and-node: # for the examples in C and for Node.js; without them their tests a
 
 .PHONY: sshd
 sshd:
-	@{ test -x /usr/sbin/sshd && command -v ssh >/dev/null && command -v skopeo >/dev/null; } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo; } || \
-	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo"; exit 1; }
+	@{ test -x /usr/sbin/sshd && command -v ssh >/dev/null && command -v skopeo >/dev/null && command -v fish >/dev/null; } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo fish; } || \
+	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo fish"; exit 1; }
+
+.PHONY: rsync
+rsync:
+	@command -v rsync >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends rsync; } || \
+	  { echo "the benchmark of sending needs rsync: sudo apt-get install rsync"; exit 1; }
 
 lock: # the pins, from pyproject.toml
 	$(BIN)/python -m pip install --quiet uv

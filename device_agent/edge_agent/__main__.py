@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         reply = arguments.verb(verbs, home, arguments)
     except verbs.Failure as failure:
-        return _failed(arguments, str(failure), failure.hint)
+        return _failed(arguments, {"message": str(failure), "hint": failure.hint, **({"again": True} if failure.again else {})})
     except KeyboardInterrupt:
         return 130
     if reply is not None:
@@ -72,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("status", "what runs, and from which bundle", lambda v, home, _: v.get(home, "/edge/status"))
     missing = verb("missing", "which blobs have to be sent; a list of digests on standard input", lambda v, home, a: v.missing(home, a.race))
     put = verb("put", "receive a blob from standard input", lambda v, home, a: v.put(home, a.digest, a.size, a.offset, a.race))
-    for one in (missing, put):
+    receive = verb("receive", "receive blobs from standard input, their list before them", lambda v, home, a: v.receive(home, a.race))
+    for one in (missing, put, receive):
         one.add_argument("--race", metavar="SESSION", help="for a race, not for the store")
     put.add_argument("digest")
     put.add_argument("size", type=int)
@@ -89,12 +90,22 @@ def _parser() -> argparse.ArgumentParser:
     activate = verb(
         "activate",
         "make a bundle active: verify, try, swap, ask",
-        lambda v, home, a: v.activate(home, a.what, signed=a.signed, stage=a.stage, in_s=a.in_s, permissions={name: getattr(a, name) for name in PERMISSIONS}),
+        lambda v, home, a: v.activate(
+            home, a.what, signed=a.signed, stage=a.stage, in_s=a.in_s, by=a.by, permissions={name: getattr(a, name) for name in PERMISSIONS}
+        ),
     )
     activate.add_argument("what", metavar="DIGEST|NAME", help="its manifest's digest, or the name of a model that is staged")
     activate.add_argument("--stage", action="store_true", help="all but the swap: it waits for another `activate`")
     activate.add_argument("--in", dest="in_s", type=float, metavar="SECONDS", help="not now, but so long from now; what it is about is staged, or with --stage")
     activate.add_argument("--signed", action="store_true", help="its SSH signature comes on standard input")
+    current = verb(
+        "current",
+        "whether that bundle is active, and answers correctly",
+        lambda v, home, a: v.current(home, a.digest, signature=a.signature, as_profile=a.as_profile),
+    )
+    current.add_argument("digest")
+    current.add_argument("--signature", metavar="TEXT", help="its SSH signature")
+    current.add_argument("--as-profile", action="store_true", help=PERMISSIONS["as_profile"])
     install = verb(
         "install",
         "make a bundle active that lies here, a folder or .tar",
@@ -109,13 +120,17 @@ def _parser() -> argparse.ArgumentParser:
     trust = verb("trust", "whose signatures this device takes", lambda v, home, a: v.trust(home, add=a.add, revoke=a.revoke))
     trust.add_argument("--add", action="store_true", help="one more, a line of allowed_signers on standard input")
     trust.add_argument("--revoke", metavar="FINGERPRINT", help="no longer that key, SHA256:…")
-    job = verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id, a.wait))
+    job = verb("job", "how a job goes", lambda v, home, a: v.job(home, a.id, a.wait, a.stage))
     job.add_argument("id")
     job.add_argument("--wait", type=_count, default=0, metavar="SECONDS", help="answer when it has ended, or after so long")
+    job.add_argument("--stage", help="answer when it is no longer at that stage, too")
     race = verb("race", "time two models against each other; what, as JSON on standard input", lambda v, home, a: v.race(home, a.session, end=a.end))
     race.add_argument("session")
     race.add_argument("--end", action="store_true", help="remove what the session left")
-    verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name)).add_argument("name")
+    rollback = verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name, by=a.by))
+    rollback.add_argument("name")
+    for one in (activate, rollback):
+        one.add_argument("--by", metavar="WHO", help="who others are told is at work here")
     verb("remove", "forget a model", lambda v, home, a: v.remove(home, a.name)).add_argument("name")
     verb("report", "latency and counts", lambda v, home, a: v.report(home, a.name)).add_argument("name", nargs="?")
     infer = verb("infer", "ask a model; its inputs as .npz on standard input", lambda v, home, a: v.infer(home, a.name, golden=a.golden, npz=a.npz))
@@ -193,11 +208,11 @@ def _show(reply: Any, arguments: argparse.Namespace) -> None:
         print(text.render(arguments.name_of_verb, reply))
 
 
-def _failed(arguments: argparse.Namespace, message: str, hint: str) -> int:
+def _failed(arguments: argparse.Namespace, error: dict[str, Any]) -> int:
     if arguments.json or not sys.stdout.isatty():
-        print(FRAME + json.dumps({"error": {"message": message, "hint": hint}}), flush=True)
+        print(FRAME + json.dumps({"error": error}), flush=True)
     else:
-        print(f"error: {message}" + (f"\n  try: {hint}" if hint else ""), file=sys.stderr)
+        print(f"error: {error['message']}" + (f"\n  try: {error['hint']}" if error["hint"] else ""), file=sys.stderr)
     return 1
 
 

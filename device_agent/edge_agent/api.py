@@ -134,13 +134,13 @@ def _activate(agent: Agent, request: Request, _groups: tuple[str, ...]) -> Respo
     signature = document.get("signature")
     if signature is not None and not isinstance(signature, str):
         raise HttpError(400, "`signature` is the text of an SSH SIGNATURE")
-    what, in_s = str(document.get("digest")), _seconds(document)
+    what, in_s, by = str(document.get("digest")), _seconds(document), _who(document)
     permissions = Permissions(**{entry.name: bool(document.get(entry.name)) for entry in fields(Permissions)})
     signed = signature.encode() if signature else None
     if document.get("stage"):
-        job = agent.deployments.stage(what, signature=signed, permissions=permissions, due=staging.due(in_s) if in_s is not None else None)
+        job = agent.deployments.stage(what, signature=signed, permissions=permissions, due=staging.due(in_s) if in_s is not None else None, by=by)
     else:
-        job = agent.deployments.activate(what, signature=signed, permissions=permissions)
+        job = agent.deployments.activate(what, signature=signed, permissions=permissions, by=by)
     return json_response({"job": job.identity}, 202)
 
 
@@ -171,8 +171,14 @@ def _job(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     return json_response(job.to_dict())
 
 
-def _rollback(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
-    return json_response({"job": agent.deployments.rollback(groups[0]).identity}, 202)
+def _rollback(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    by = _who(document_of(request, optional=True))
+    return json_response({"job": agent.deployments.rollback(groups[0], by=by).identity}, 202)
+
+
+def _who(document: dict[str, Any]) -> str:
+    """For a sentence: what the caller says of itself, cut short."""
+    return "".join(char for char in str(document.get("by") or "")[:80] if char.isprintable())
 
 
 def _remove(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:

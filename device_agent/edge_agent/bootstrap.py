@@ -1,8 +1,8 @@
 """Puts the agent, and what it runs on, onto a device that has nothing but python3. Sent as the source of `python3 -c`.
 
     held DIGEST...                how many bytes of each archive have arrived here
-    receive DIGEST SIZE OFFSET    go on with one from standard input, and check it
-    agent DIGEST                  unpack that agent and make it the current one
+    receive DIGEST SIZE OFFSET …  go on with each from standard input, one behind the other, and check it
+    agent DIGEST [WANTED…]        unpack that agent and make it the current one
     launcher                      have the current one run by this very Python
     runtime TAG DIGEST...         unpack those wheels beside each other, for this Python
     teardown [--dry-run]          stop the agent, and remove all that any of these put here
@@ -86,9 +86,10 @@ exec "$python" {home}/bin/launcher.py "$@"
 class BootstrapError(Exception):
     """A sentence for the person at the host, and what to try."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, again: bool = False) -> None:
         super().__init__(message)
         self.hint = hint
+        self.again = again  # the link is to blame
 
 
 def main(argv: list[str]) -> int:
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
     try:
         reply = run(home, argv)
     except BootstrapError as problem:
-        reply = {"error": {"message": str(problem), "hint": problem.hint}}
+        reply = {"error": {"message": str(problem), "hint": problem.hint, **({"again": True} if problem.again else {})}}
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         message = f"the disk below {home} is full" if full else f"{error.filename or home}: {error.strerror}"
@@ -116,10 +117,11 @@ def run(home: Path, argv: list[str]) -> dict[str, object]:
         if verb == "held":
             return {"held": {digest: held(home, digest) for digest in rest}}
         if verb == "receive":
-            digest, size, offset = rest
-            return receive(home, digest, int(size), int(offset))
+            for digest, size, offset in zip(rest[::3], rest[1::3], rest[2::3]):
+                receive(home, digest, int(size), int(offset))
+            return {"received": len(rest) // 3}
         if verb == "agent":
-            return install_agent(home, rest[0])
+            return install_agent(home, rest[0], rest[1:])
         if verb == "launcher":
             changed = write_launcher(home)
             return {"changed": changed, "clients": write_client_paths(home) if changed else []}
@@ -136,9 +138,12 @@ def held(home: Path, digest: str) -> int:
     return 0
 
 
-def receive(home: Path, digest: str, size: int, offset: int) -> dict[str, object]:
+def receive(home: Path, digest: str, size: int, offset: int) -> None:
     target, incoming = archive(home, digest), part(home, digest)
-    if not target.is_file():
+    if target.is_file():
+        for _ in standard_input(size - offset):  # it was here already: what comes behind it is wanted
+            pass
+    else:
         with incoming.open("r+b" if incoming.exists() else "w+b") as stream:
             if stream.seek(0, os.SEEK_END) < offset:
                 raise BootstrapError(f"there are fewer than {offset} bytes of {digest[:19]} here", "try again")
@@ -157,10 +162,9 @@ def receive(home: Path, digest: str, size: int, offset: int) -> dict[str, object
             raise BootstrapError(f"what arrived is not {digest[:19]}: its content has another digest", "try again")
         os.replace(incoming, target)
         sync(target.parent)
-    return {"digest": digest, "size": size}
 
 
-def install_agent(home: Path, digest: str) -> dict[str, object]:
+def install_agent(home: Path, digest: str, wanted: list[str]) -> dict[str, object]:
     """Beside the one that runs now, which is kept as the previous one: the launcher goes back to it where this one does not start."""
     agents, name, before = home / "agent", short(digest), preferred(home)
     unpack([archive(home, digest)], agents / name, compiled=True)
@@ -170,7 +174,7 @@ def install_agent(home: Path, digest: str) -> dict[str, object]:
     write_launcher(home)
     kept = {name, *(os.path.basename(os.readlink(link)) for link in (agents / "current", agents / "previous") if link.is_symlink())}
     clean(agents, keep=kept, prefix="")
-    forget_archives(home)
+    forget_archives(home, wanted)
     return {"agent": name, "clients": write_client_paths(home)}
 
 
@@ -344,14 +348,14 @@ def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, objec
     unpack([archive(home, digest) for digest in digests], home / "runtime" / name)
     point(home / "runtime" / tag, name)
     clean(home / "runtime", keep={name}, prefix=f"{tag}.")
-    forget_archives(home)
+    forget_archives(home, [])
     return {"runtime": name}
 
 
-def forget_archives(home: Path) -> None:
-    """They are unpacked; what else lies there, nobody came back to."""
+def forget_archives(home: Path, wanted: list[str]) -> None:
+    """They are unpacked; what else lies there, nobody came back to. Of the ``wanted`` ones somebody is about to."""
     for path in (home / "setup").iterdir():
-        if path.name != "lock":
+        if path.name != "lock" and path not in [archive(home, digest) for digest in wanted]:
             path.unlink()
 
 
@@ -464,10 +468,10 @@ def standard_input(size: int) -> Iterator[bytes]:
     """So many bytes. What came before a cut was written by then, and is kept."""
     while size:
         if not select.select([0], [], [], SILENCE_S)[0]:
-            raise BootstrapError(f"nothing came for {SILENCE_S} s", "try again: what arrived is kept")
+            raise BootstrapError(f"nothing came for {SILENCE_S} s", "try again: what arrived is kept", again=True)
         chunk = os.read(0, min(size, CHUNK_BYTES))
         if not chunk:
-            raise BootstrapError(f"the transfer ended {size} bytes early", "try again: what arrived is kept")
+            raise BootstrapError(f"the transfer ended {size} bytes early", "try again: what arrived is kept", again=True)
         size -= len(chunk)
         yield chunk
 

@@ -49,8 +49,8 @@ _SPARE_BYTES = 64 << 20  # of memory, beside what a model needs
 class Busy(Exception):
     """Another change of what is active is under way."""
 
-    def __init__(self, what: str, seconds: float) -> None:
-        super().__init__(f"another deployment is under way on this device: {what}, for {seconds:.0f} s")
+    def __init__(self, what: str, seconds: float, by: str = "") -> None:
+        super().__init__(f"another deployment is under way on this device: {what}{f' by {by}' if by else ''}, for {seconds:.0f} s")
         self.hint = "wait for it to end, then try again"
 
 
@@ -84,9 +84,9 @@ _NO_CHECK = Check()
 class Job:
     """A transaction under way or ended. Its thread writes, others read."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, by: str = "") -> None:
         self.identity = secrets.token_hex(6)
-        self.what = what
+        self.what, self.by = what, by
         self.begin = time.monotonic()
         self.state, self.stage = "running", "verify"
         self.result: dict[str, Any] | None = None
@@ -113,27 +113,27 @@ class Deployments:
         self._check_command = check
         self.staging = Staging(home, self._activate_waiting)
 
-    def activate(self, what: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT) -> Job:
+    def activate(self, what: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT, by: str = "") -> Job:
         """Start to make a bundle active: that of this manifest, or what is staged under this name or digest, with what was allowed for it then.
 
-        The same one again, while it is under way, is the same job. Raises Busy, BundleError, StoreError.
+        The same one again, while it is under way, is the same job. ``by``: who others are told is at it. Raises Busy, BundleError, StoreError.
         """
         waiting = self.staging.find(what)
         if waiting is not None:
             what, permissions = waiting.digest, permissions.with_those(waiting.permissions)
             signature = signature or (waiting.signature.encode() if waiting.signature else None)
         digest = check_digest(what)
-        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, permissions))
+        return self._start(f"activate {digest[:19]}", lambda job: self._activate(job, digest, signature, permissions), by)
 
-    def stage(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT, due: Due | None = None) -> Job:
+    def stage(self, digest: str, *, signature: bytes | None = None, permissions: Permissions = _STRICT, due: Due | None = None, by: str = "") -> Job:
         """Start to verify and try it, and keep it for `activate`, or for its time. What is active stays so. Raises Busy, BundleError."""
         check_digest(digest)
-        return self._start(f"stage {digest[:19]}", lambda job: self._stage(job, digest, signature, permissions, due))
+        return self._start(f"stage {digest[:19]}", lambda job: self._stage(job, digest, signature, permissions, due), by)
 
-    def rollback(self, name: str) -> Job:
+    def rollback(self, name: str, *, by: str = "") -> Job:
         """Start to make the previous bundle of that name active. Raises Busy, BundleError."""
         check_name(name)
-        return self._start(f"rollback {name}", lambda job: self._rollback(job, name))
+        return self._start(f"rollback {name}", lambda job: self._rollback(job, name), by)
 
     def remove(self, name: str) -> int:
         """Forget a model and free its space. The bytes freed. Raises Busy, UnknownModel, BundleError."""
@@ -210,12 +210,12 @@ class Deployments:
 
     # jobs
 
-    def _start(self, what: str, work: Callable[[Job], dict[str, Any]]) -> Job:
+    def _start(self, what: str, work: Callable[[Job], dict[str, Any]], by: str = "") -> Job:
         with self._lock:
             for known in (self._holder, *self._proving.values()):
                 if known is not None and known.what == what:
                     return known
-            job = Job(what)
+            job = Job(what, by)
             self._take(job)
             self._remember(job)
         threading.Thread(target=self._run, args=(job, work), name=what, daemon=True).start()
@@ -260,7 +260,7 @@ class Deployments:
 
     def _take(self, job: Job) -> None:
         if self._holder is not None:
-            raise Busy(self._holder.what, time.monotonic() - self._holder.begin)
+            raise Busy(self._holder.what, time.monotonic() - self._holder.begin, self._holder.by)
         if self._closed:
             raise Busy("the agent is stopping", 0)
         self._holder, job.begin = job, time.monotonic()

@@ -34,17 +34,19 @@ if TYPE_CHECKING:
 _START_S = 30
 _SILENCE_S = 30
 _JOB_WAIT_S = 20
+_LOOK_S = 0.05
 _CHUNK_BYTES = 1 << 18
 _MAX_INPUT_BYTES = 64 << 20
+_MAX_LINE_BYTES = 4 << 20
 _FACTS = ("architecture", "board", "cpu_model", "cores", "memory_bytes", "python", "governor", "temperature_c", "onnxruntime", "numpy")
 
 
 class Failure(Exception):
-    """A verb did not work. The message is for a person."""
+    """A verb did not work. The message is for a person. ``again``: the link is to blame, and what arrived is kept."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", *, again: bool = False) -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint, self.again = hint, again
 
 
 def probe(home: Path) -> dict[str, Any]:
@@ -190,6 +192,26 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
     return _passed_on(home, target, size - offset)
 
 
+def receive(home: Path, race: str | None) -> Any:
+    """Blobs one behind the other: their list as the first line of standard input, then what is left of each. What came before a cut is kept."""
+    source = _Source()
+    listed = _parsed(source.line(), '{"blobs": [{"digest": …, "size": …, "offset": …}]}, and the bytes behind it')
+    try:
+        blobs = [(_digest(entry["digest"]), int(entry["size"]), int(entry["offset"])) for entry in listed["blobs"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise Failure("`blobs` is a list of objects with digest, size and offset", "update edgesdk") from error
+    for digest, size, offset in blobs:
+        target = f"{_place(race)}/blobs/{digest[len('sha256:') :]}?size={size}&offset={offset}"
+        body = source.pieces(size - offset)
+        try:
+            _upload(home, target, size - offset, body)
+        except Failure as failure:
+            raise Failure(str(failure), failure.hint, again=source.ended) from failure
+        for _ in body:  # it was here already: somebody else was faster
+            pass
+    return {"received": len(blobs)}
+
+
 def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
     """A blob as what differs from another: a delta of ``length`` bytes on standard input."""
     if not 0 < length <= size:
@@ -198,7 +220,25 @@ def patch(home: Path, digest: str, size: int, base: str, length: int) -> Any:
     return _passed_on(home, target, length)
 
 
-def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, permissions: dict[str, bool]) -> Any:
+def current(home: Path, digest: str, *, signature: str | None, as_profile: bool) -> Any:
+    """What `activate` would find: that this bundle is active, and answers correctly. A Failure where anything is left to do."""
+    status = _ask(home, "GET", "/edge/status")
+    active = [model["name"] for model in status["models"] if model["digest"] == digest and model["state"] == "active"]
+    if not active or status["agent"]["digest"] != homes.code_folder().name or _was_assumed(home / "active" / active[0]) != as_profile:
+        raise Failure("it is not what runs here", "activate it")
+    identity = _ask(home, "POST", "/edge/activate", {"digest": _digest(digest), "signature": signature, "as_profile": as_profile})["job"]
+    return _ended(home, identity)["result"]
+
+
+def _was_assumed(deployment: Path) -> bool | None:
+    """Whether it was activated for another device's profile; None where that is not known."""
+    try:
+        return bool(json.loads((deployment / "deployment.json").read_bytes())["as_profile"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, by: str | None, permissions: dict[str, bool]) -> Any:
     """A digest, or what is staged under a name. With ``signed``, the signature comes on standard input; with ``stage``, all but the swap.
 
     ``permissions``: what `edge_agent.deployments.Permissions` has.
@@ -207,7 +247,7 @@ def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | 
     if in_s is not None and not stage:
         return _ask(home, "POST", "/edge/staged", {"what": what, "in_s": in_s})
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
-    return _ask(home, "POST", "/edge/activate", {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, **permissions})
+    return _ask(home, "POST", "/edge/activate", {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, "by": by or _caller(), **permissions})
 
 
 def unstage(home: Path, what: str) -> Any:
@@ -232,12 +272,18 @@ def install(home: Path, path: Path, profile: str | None, *, permissions: dict[st
     except (ClientError, BundleError) as error:
         raise Failure(str(error), error.hint) from error
     text = signature.decode("ascii", "replace") if signature else None
-    state = {"id": _ask(home, "POST", "/edge/activate", {"digest": manifest.digest, "signature": text, **permissions})["job"], "state": "running"}
+    identity = _ask(home, "POST", "/edge/activate", {"digest": manifest.digest, "signature": text, **permissions})["job"]
+    return _ended(home, identity)["result"]
+
+
+def _ended(home: Path, identity: str) -> dict[str, Any]:
+    """The job when it has ended well."""
+    state: dict[str, Any] = {"state": "running"}
     while state["state"] == "running":
-        state = job(home, state["id"], _JOB_WAIT_S)
+        state = job(home, identity, _JOB_WAIT_S)
     if state["state"] != "done":
         raise Failure(state["error"]["message"], state["error"]["hint"])
-    return state["result"]
+    return state
 
 
 def _chosen(layout: Layout, profile: str | None) -> Manifest:
@@ -266,8 +312,16 @@ def trust(home: Path, *, add: bool, revoke: str | None) -> Any:
         raise Failure(f"{error.filename or known.folder}: {error.strerror}", "whom a device trusts decides the user whose folder that is") from error
 
 
-def job(home: Path, identity: str, wait_s: int) -> Any:
-    return _ask(home, "GET", f"/edge/jobs/{quote(identity, safe='')}?wait={wait_s}")
+def job(home: Path, identity: str, wait_s: int, stage: str | None = None) -> Any:
+    """How it goes, when it has ended or after so long; with a stage, as soon as it is at another one."""
+    target = f"/edge/jobs/{quote(identity, safe='')}?wait="
+    until = time.monotonic() + wait_s
+    while stage and time.monotonic() < until:
+        state = _ask(home, "GET", f"{target}0")
+        if state["state"] != "running" or state["stage"] != stage:
+            return state
+        time.sleep(_LOOK_S)
+    return _ask(home, "GET", f"{target}{0 if stage else wait_s}")
 
 
 def race(home: Path, session: str, *, end: bool) -> Any:
@@ -277,8 +331,13 @@ def race(home: Path, session: str, *, end: bool) -> Any:
     return _ask(home, "POST", _place(session), _parsed(b"".join(_standard_input(None)), '{"before": …, "after": …, "feeds": …, …}: docs/device.md'))
 
 
-def rollback(home: Path, name: str) -> Any:
-    return _ask(home, "POST", f"/edge/models/{_name(name)}/rollback")
+def rollback(home: Path, name: str, *, by: str | None) -> Any:
+    return _ask(home, "POST", f"/edge/models/{_name(name)}/rollback", {"by": by or _caller()})
+
+
+def _caller() -> str:
+    """Where whoever called this comes from."""
+    return os.environ.get("SSH_CONNECTION", "").partition(" ")[0] or "somebody on this device"
 
 
 def remove(home: Path, name: str) -> Any:
@@ -439,12 +498,47 @@ def _description(home: Path, name: str) -> Any:
 
 def _passed_on(home: Path, target: str, size: int) -> Any:
     """So many bytes of standard input go to the agent as they come."""
+    return _upload(home, target, size, _standard_input(size))
+
+
+def _upload(home: Path, target: str, size: int, chunks: Iterator[bytes]) -> Any:
     start(home)
     try:
         with Connection(home=home) as connection:
-            return connection.upload("PUT", target, size, _standard_input(size)).json()
+            return connection.upload("PUT", target, size, chunks).json()
     except ClientError as error:
         raise Failure(str(error), error.hint) from error
+
+
+class _Source:
+    """Standard input as a line, then pieces of known length. It ends early where the host fell silent, which is gone then."""
+
+    def __init__(self) -> None:
+        self._ahead = b""
+        self.ended = False  # before all was here
+
+    def line(self) -> bytes:
+        while b"\n" not in self._ahead and len(self._ahead) < _MAX_LINE_BYTES:
+            chunk = _read(_CHUNK_BYTES)
+            if not chunk:
+                break
+            self._ahead += chunk
+        line, _, self._ahead = self._ahead.partition(b"\n")
+        return line
+
+    def pieces(self, left: int) -> Iterator[bytes]:
+        while left:
+            piece, self._ahead = self._ahead[:left] or _read(min(left, _CHUNK_BYTES)), self._ahead[left:]
+            if not piece:
+                self.ended = True
+                return
+            left -= len(piece)
+            yield piece
+
+
+def _read(most: int) -> bytes:
+    """Empty at the end, and where nothing came for so long that nobody is there."""
+    return os.read(0, most) if select.select([0], [], [], _SILENCE_S)[0] else b""
 
 
 def _standard_input(size: int | None) -> Iterator[bytes]:

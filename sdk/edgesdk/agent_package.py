@@ -13,13 +13,16 @@ import functools
 import importlib.metadata
 import io
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import h11
 
@@ -37,6 +40,7 @@ OLDEST_ONNXRUNTIME = "1.16"
 _MAIN = b'import sys\n\nfrom edge_agent.__main__ import main\n\nif __name__ == "__main__":\n    sys.exit(main())\n'
 _OLDEST_TIME = (1980, 1, 1, 0, 0, 0)
 _PIP_TIMEOUT_S = 600
+_fetching = threading.Lock()
 # The oldest glibc that wheels for an architecture are built against (PEP 600), and the names from before that rule.
 _OLDEST_GLIBC_MINOR = {"x86_64": 5, "aarch64": 17}
 _OLD_NAMES = {5: "manylinux1", 12: "manylinux2010", 17: "manylinux2014"}
@@ -82,13 +86,40 @@ def runtime_tag(facts: Facts) -> str:
     return f"{facts.abi}-{facts.architecture}-{(facts.libc or 'unknown').split(' ')[0]}"
 
 
-def runtime_wheels(facts: Facts, onnxruntime: str) -> list[Path]:
-    """numpy and onnxruntime for the device, the latter at least of that version. Raises DeviceError where there are none."""
+def runtime_wheels(facts: Facts, onnxruntime: str, wheelhouse: Path | None = None) -> list[Path]:
+    """numpy and onnxruntime for the device, the latter at least of that version. Raises DeviceError where there are none.
+
+    From ``wheelhouse``, a folder of wheels, and from nowhere else if it is given.
+    """
+    if wheelhouse is not None:
+        return _newest(wheelhouse, facts, onnxruntime) or _refuse(wheelhouse, facts, onnxruntime)
     folder = cache_folder() / "wheels" / runtime_tag(facts)
-    wheels = _newest(folder, onnxruntime, _platforms(facts)) or _fetch(folder, facts, onnxruntime)
+    with _fetching:  # many devices of one kind are set up at once, and wait for one download
+        wheels = _newest(folder, facts, onnxruntime) or _fetch(folder, facts, onnxruntime)
     for wheel in wheels:
         _check_pin(wheel)
     return wheels
+
+
+def _refuse(wheelhouse: Path, facts: Facts, onnxruntime: str) -> NoReturn:
+    held = sorted(path.name for package in RUNTIME_PACKAGES for path in wheelhouse.glob(f"{package}-*.whl"))
+    usual = [f"--platform {one}" for one in _platforms(facts) if re.match("manylinux(_2_28|_2_27|_2_17|2014)_", one)]
+    raise (TooNew if _newest(wheelhouse, facts, OLDEST_ONNXRUNTIME) else DeviceError)(
+        f"`{wheelhouse}` holds no numpy and onnxruntime ≥ {onnxruntime} for {_what(facts)}: {', '.join(held[:6]) or 'no wheel of either'}",
+        f"where there is internet: `pip download --only-binary :all: --no-deps --dest {shlex.quote(str(wheelhouse))} --python-version "
+        f"{facts.abi.removeprefix('cp')} {' '.join(usual)} numpy onnxruntime`",
+    )
+
+
+@functools.cache
+def _digest(wheel: Path, _size: int, _changed_ns: int) -> str:
+    return digest_of_file(wheel)
+
+
+def digest_of_wheel(wheel: Path) -> str:
+    """Read once, however many devices are sent it."""
+    found = wheel.stat()
+    return _digest(wheel, found.st_size, found.st_mtime_ns)
 
 
 def _pin(wheel: Path) -> Path:
@@ -99,7 +130,7 @@ def _pin(wheel: Path) -> Path:
 def _check_pin(wheel: Path) -> None:
     """Raises DeviceError for a wheel that has changed since it was fetched. One that somebody laid there has no pin."""
     pin = _pin(wheel)
-    if pin.exists() and pin.read_text(encoding="ascii").strip() != digest_of_file(wheel):
+    if pin.exists() and pin.read_text(encoding="ascii").strip() != digest_of_wheel(wheel):
         raise DeviceError(f"`{wheel.name}` in this machine's cache is not what was fetched", f"remove {wheel} and {pin.name} beside it: it is fetched again")
 
 
@@ -128,16 +159,26 @@ def _license(distribution: str) -> dict[str, bytes]:
     return {f"{distribution}/LICENSE.txt": Path(str(file.locate())).read_bytes() for file in files if file.name.startswith("LICENSE")}
 
 
-def _newest(folder: Path, onnxruntime: str, platforms: list[str]) -> list[Path]:
-    """The wheels that were fetched earlier, if they are all there, new enough, and fit the device's libc."""
+def _newest(folder: Path, facts: Facts, onnxruntime: str) -> list[Path]:
+    """The wheels of a folder, if both are there, new enough, and fit the device's Python and libc."""
     found = []
     for package in RUNTIME_PACKAGES:
-        fitting = [wheel for wheel in folder.glob(f"{package}-*.whl") if {"any", *platforms} & set(wheel.stem.split("-")[-1].split("."))]
-        wheels = sorted(fitting, key=_wheel_version)
+        wheels = sorted((wheel for wheel in folder.glob(f"{package}-*.whl") if _fits(wheel, facts)), key=_wheel_version)
         if not wheels:
             return []
         found.append(wheels[-1])
     return found if _wheel_version(found[RUNTIME_PACKAGES.index("onnxruntime")]) >= version_of(onnxruntime) else []
+
+
+def _fits(wheel: Path, facts: Facts) -> bool:
+    """By its name: tags of Python, ABI and platform, several of each joined by dots (PEP 425)."""
+    tags = wheel.stem.split("-")[2:][-3:]
+    if len(tags) != 3:
+        return False
+    pythons, abis, platforms = (set(tag.split(".")) for tag in tags)
+    stable = {f"cp3{minor}" for minor in range(2, int(facts.abi.removeprefix("cp3") or 0) + 1)} if "abi3" in abis else set()
+    own = facts.abi in pythons and facts.abi in abis
+    return bool(own or stable & pythons or ("py3" in pythons and "none" in abis)) and bool({"any", *_platforms(facts)} & platforms)
 
 
 def _wheel_version(wheel: Path) -> tuple[int, ...]:
@@ -146,7 +187,7 @@ def _wheel_version(wheel: Path) -> tuple[int, ...]:
 
 def _fetch(folder: Path, facts: Facts, onnxruntime: str) -> list[Path]:
     """Through pip, whose index, proxy and certificates the user has configured. Whole, or not in the cache."""
-    what = f"Python {facts.python} on {facts.architecture} with {facts.libc or 'an unknown libc'}"
+    what = _what(facts)
     platforms = _platforms(facts)
     if not platforms:
         raise DeviceError(f"onnxruntime ships no wheels for {what}", "install onnxruntime on the device yourself; edgesdk then uses it")
@@ -179,7 +220,11 @@ def _fetch(folder: Path, facts: Facts, onnxruntime: str) -> list[Path]:
         for wheel in Path(scratch).glob("*.whl"):
             _pin(folder / wheel.name).write_text(digest_of_file(wheel), encoding="ascii")
             wheel.replace(folder / wheel.name)
-    return _newest(folder, onnxruntime, platforms)
+    return _newest(folder, facts, onnxruntime)
+
+
+def _what(facts: Facts) -> str:
+    return f"Python {facts.python} on {facts.architecture} with {facts.libc or 'an unknown libc'}"
 
 
 def _pip_failure(stderr: str, what: str) -> tuple[str, str]:

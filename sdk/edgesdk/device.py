@@ -12,18 +12,23 @@ back. Everything that can be known to fail is refused before the first byte is s
 from __future__ import annotations
 
 import contextlib
+import getpass
 import io
+import itertools
+import json
+import os
 import re
+import socket
 import time
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
-from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, digest_of_file, to_json
-from edgesdk import agent_package, delta, preflight, sent, signing, transport
+from edge_agent.bundle import BundleError, Descriptor, Layout, to_json
+from edgesdk import agent_package, preflight, sending, sent, signing, transport
 from edgesdk.agent_package import AgentPackage
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.moments import in_seconds
@@ -35,7 +40,6 @@ from edgesdk.replies import (
     Bench,
     Facts,
     Freed,
-    Held,
     JobKind,
     JobStarted,
     Kind,
@@ -62,8 +66,8 @@ from edgesdk.transport import Completed, Transport
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-CHUNK_BYTES = 1 << 16
 MAX_ANSWER_BYTES = 512 << 20
+Result = TypeVar("Result")
 Permission = Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"]  # what a device refuses otherwise
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
 JOB_STAGES = ("verify", "load", "trial", "swap", "ask", "probation")
@@ -73,9 +77,18 @@ _SWAPPED = ("ask", "probation")  # a job that fails there went back to what ran 
 _AGENT = ("sh", "-c", 'exec "${EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}/bin/edge-agent" "$@"', "edge-agent")
 # What another Python's settings would change; the agent's launcher drops them, too.
 _CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
-_TRIES = 3
-_RECONNECT_S = 60
+# Is our agent here ($1), and does it run that bundle already ($4 and on)? Else tell what the device is: in one command, and so in one round trip.
+_GLANCE = f"""agent=$1 python=$2 probe=$3; shift 3
+home="${{EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}}"
+[ "$(readlink "$home/agent/current" 2>/dev/null)" = "$agent" ] && "$home/bin/edge-agent" current "$@" && exit
+exec {" ".join(_CLEAN)} "$python" -I -c "$probe"
+"""
+_RECONNECT_S = 60  # without a byte more
+_MOST_PAUSE_S = 5.0
 _WAIT_S = 20
+_SILENCE_S = 90
+_JOB_SILENCE_S = 60  # a question how a job goes is answered within _WAIT_S
+_PUT_SILENCE_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +154,7 @@ def attempt(
     *,
     as_profile: str | None = None,
     allowed: Collection[str] = (),
+    wheelhouse: Path | None = None,
     wait: bool = True,
     stage: Stage | None = None,
     progress: Progress = silent,
@@ -149,7 +163,7 @@ def attempt(
     begin = time.monotonic()
     try:
         with connect(host) as device:
-            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, wait=wait, stage=stage, progress=progress)
+            return deploy(device, bundle, as_profile=as_profile, allowed=allowed, wheelhouse=wheelhouse, wait=wait, stage=stage, progress=progress)
     except (EdgeSDKError, BundleError) as error:
         outcome = "unknown" if isinstance(error, OutcomeUnknown) else "rolled-back" if isinstance(error, RolledBack) else "failed"
         return Deployment(host=host, outcome=outcome, seconds=time.monotonic() - begin, error={"message": str(error), "hint": error.hint})
@@ -161,12 +175,13 @@ def deploy(
     *,
     as_profile: str | None = None,
     allowed: Collection[str] = (),
+    wheelhouse: Path | None = None,
     wait: bool = True,
     stage: Stage | None = None,
     progress: Progress = silent,
 ) -> Deployment:
-    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. Not to ``wait`` ends with `probation`, once it has answered;
-    with ``stage``, it is all but the switch.
+    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. ``wheelhouse``: a folder of wheels, instead of an index. Not
+    to ``wait`` ends with `probation`, once it has answered; with ``stage``, it is all but the switch.
 
     Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
     before; OutcomeUnknown where the connection was lost for good while the device was at it.
@@ -174,42 +189,50 @@ def deploy(
     begin = time.monotonic()
     with contextlib.ExitStack() as opened:
         layout = opened.enter_context(Layout.open(bundle))
-        facts = device.facts()
+        whole = wait and stage is None
+        facts = device.persistently(lambda: device.glance(layout, as_profile) if whole else device.facts())
+        if isinstance(facts, Activated):
+            return _deployment(device, facts, begin)
         signer = first_signer(facts)
         given = preflight.choose(layout, facts, device.host, as_profile)
         preflight.check_signed(given, facts, device.host, signed=layout.signature(given.manifest.digest) is not None, first=signer is not None)
         preflight.check(given, facts, device.host, as_it_is=False)
-        layout, choice, plan = fitted(opened, layout, given, facts, device.host, progress)
+        layout, choice, plan = fitted(opened, layout, given, facts, device.host, wheelhouse, progress)
         preflight.check(choice, facts, device.host)
         signature = layout.signature(choice.manifest.digest)
         preflight.check_signer(choice, facts, device.host, signature)
         preflight.check_release(choice, facts, device.host, allowed)
         # A device with an agent says later which blobs it lacks; one without lacks all.
-        blobs = 0 if facts.agent else sum(blob.size for blob in _unique(choice.manifest.blobs))
+        blobs = 0 if facts.agent else sum(blob.size for blob in sending.unique(choice.manifest.blobs))
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
         set_up(device, facts, plan, progress, signer)
-        blobs_sent, bytes_sent = push(device, layout, choice.manifest, facts, progress)
+        pushed = sending.push(device, layout, choice.manifest, facts, progress)
         result = device.activate(
             choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, stage=stage, progress=progress
         )
         sent.keep(layout, choice.manifest)
+    converted = f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None
+    return _deployment(device, result, begin, pushed, converted)
+
+
+def _deployment(device: Device, result: Activated, begin: float, pushed: tuple[int, int] = (0, 0), converted: str | None = None) -> Deployment:
     return Deployment(
         host=device.host,
         outcome=result.outcome,
         digest=result.digest,
         previous=result.previous,
-        blobs_sent=blobs_sent,
-        bytes_sent=bytes_sent,
+        blobs_sent=pushed[0],
+        bytes_sent=pushed[1],
         seconds=time.monotonic() - begin,
         first_answer_ms=result.first_answer_ms,
         at=result.at,
-        converted=f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None,
+        converted=converted,
         placement=result.trial.placement.said if result.trial and result.trial.placement else None,
     )
 
 
 def fitted(
-    opened: contextlib.ExitStack, layout: Layout, choice: preflight.Choice, facts: Facts, host: str, progress: Progress
+    opened: contextlib.ExitStack, layout: Layout, choice: preflight.Choice, facts: Facts, host: str, wheelhouse: Path | None, progress: Progress
 ) -> tuple[Layout, preflight.Choice, SetUp]:
     """What is sent: the bundle, or the same in an older opset where no onnxruntime can be had there that reads it; and the set-up.
 
@@ -218,12 +241,12 @@ def fitted(
     needs, stays = preflight.need(choice, host, facts), preflight.staying(choice, facts)
     vendors = choice.profile.runtime.prefer_installed and not choice.assumed
     if stays is not None:
-        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors), stays
+        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors, wheelhouse=wheelhouse), stays
     else:
         try:
-            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors)
+            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors, wheelhouse=wheelhouse)
         except agent_package.TooNew:  # there are older ones
-            plan = plan_set_up(facts)
+            plan = plan_set_up(facts, wheelhouse=wheelhouse)
             runs = agent_package.version_in(plan.wheels) or (facts.onnxruntime.version if facts.onnxruntime else "0")
             if not preflight.may_be_lowered(choice, runs):
                 raise
@@ -249,13 +272,13 @@ def _sign_again(choice: preflight.Choice, facts: Facts, host: str, runs: str) ->
     return signer.sign if signer else None
 
 
-def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False) -> SetUp:
+def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False, wheelhouse: Path | None = None) -> SetUp:
     """What the device lacks. Wheels are fetched to this machine's cache now, so that their absence is known before anything is sent."""
     package = agent_package.build()
     current = facts.agent is not None and facts.agent.digest == package.name
     oldest = max(onnxruntime, agent_package.OLDEST_ONNXRUNTIME, key=version_of)
     usable = facts.onnxruntime and facts.numpy and (prefer_installed or version_of(facts.onnxruntime.version) >= version_of(oldest))
-    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest)))
+    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse)))
 
 
 def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None) -> None:
@@ -263,34 +286,35 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
 
     Raises DeviceError where the device then still has no onnxruntime.
     """
+    sending.archives(device, plan.agent, plan.wheels, progress)
+    digests = [agent_package.digest_of_wheel(wheel) for wheel in plan.wheels]
     if plan.agent:
-        data = plan.agent.data
-        device.send_archive(plan.agent.digest, len(data), lambda offset: _chunks(io.BytesIO(data[offset:]), len(data) - offset), progress, "agent")
-        device.bootstrap("agent", plan.agent.digest)
+        digest = plan.agent.digest
+        device.persistently(lambda: device.bootstrap("agent", digest, *digests))
     if plan.wheels:
-        digests = [_send_wheel(device, wheel, progress) for wheel in plan.wheels]
-        device.bootstrap("runtime", agent_package.runtime_tag(facts), *digests)
-        if device.facts().onnxruntime is None:
+        device.persistently(lambda: device.bootstrap("runtime", agent_package.runtime_tag(facts), *digests))
+        if device.persistently(device.facts).onnxruntime is None:
             raise DeviceError(
                 f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
                 "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
             )
     if signer:
-        device.trust(signer.line())
+        line = signer.line()
+        device.persistently(lambda: device.trust(line))
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
-    moved = not plan.agent and parse(Launcher, device.bootstrap("launcher"), device.host).changed
+    moved = not plan.agent and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
     running = facts.agent is not None and facts.agent.running
     if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
-        digest = device.status().agent.digest
-        moved = digest is not None and facts.agent is not None and digest != facts.agent.digest
+        running_digest = device.persistently(device.status).agent.digest
+        moved = running_digest is not None and facts.agent is not None and running_digest != facts.agent.digest
     if running and (plan.agent or plan.wheels or moved):
-        device.ask("stop")
+        device.persistently(lambda: device.ask("stop"))
         running = False
     if not running:
         progress("start", 0, 1)
-        device.ask("start")
+        device.persistently(lambda: device.ask("start"))
         progress("start", 1, 1)
-    if plan.agent and device.status().agent.digest != plan.agent.name:
+    if plan.agent and device.persistently(device.status).agent.digest != plan.agent.name:
         raise DeviceError(
             f"the new agent does not run on `{device.host}`: the one before it does, and answers", f"`edgesdk logs {device.host}` tells why; update edgesdk"
         )
@@ -301,56 +325,6 @@ def first_signer(facts: Facts) -> Signer | None:
     return signing.in_use() if facts.agent is None and not facts.trust.known and facts.trust.ssh_keygen else None
 
 
-def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
-    """Send the blobs that the device lacks, each from where an earlier attempt was cut, or as what differs from the version that it runs.
-
-    Returns how many, and how many bytes.
-    """
-    blobs = _unique(manifest.blobs)
-    done: set[str] = set()
-    total = bytes_sent = 0
-
-    def send() -> None:
-        nonlocal total, bytes_sent
-        missing = {entry.digest: entry.offset for entry in device.missing(blobs)}
-        lacking = [(blob, min(missing[blob.digest], blob.size)) for blob in blobs if blob.digest in missing]
-        left = sum(blob.size - offset for blob, offset in lacking)
-        preflight.check_space(left, facts, device.host)
-        total = max(total, left)
-        bytes_sent = total - left  # after a cut: what the device has, not what was on its way
-        bases = _bases(device, layout, manifest, lacking)
-        for blob, offset in lacking:
-            base = bases.get(blob.file) if not offset else None
-            packed = delta.between(base.path.read_bytes(), layout.blob(blob.digest)) if base else None
-            if base and packed is not None and device.patch(blob, base.digest, packed):
-                total -= blob.size - len(packed)
-                bytes_sent += len(packed)
-                progress("push", bytes_sent, total)
-            else:
-                device.put(blob, offset, counted(layout.pieces(blob, offset, CHUNK_BYTES)))
-            done.add(blob.digest)
-
-    def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
-        nonlocal bytes_sent
-        for chunk in chunks:
-            yield chunk
-            bytes_sent += len(chunk)
-            progress("push", bytes_sent, total)
-
-    device.persistently(send)
-    return len(done), bytes_sent
-
-
-def _bases(device: Device, layout: Layout, manifest: Manifest, lacking: list[tuple[Descriptor, int]]) -> dict[str, sent.Blob]:
-    """What of the version that the device runs is here too, by file. Nothing where all that it lacks is small, or begun."""
-    large = {blob.file for blob, offset in lacking if sent.LEAST <= blob.size <= sent.MOST and not offset}
-    if not large or not sent.anything():
-        return {}
-    name = layout.description(manifest).name
-    bases = [sent.bases_of(model.digest) for model in device.status().models if model.name == name and model.digest]
-    return {file: base for file, base in bases[0].items() if file in large} if bases else {}
-
-
 class Device:
     """A device that is connected. Its methods are the agent's verbs; a context manager."""
 
@@ -358,6 +332,7 @@ class Device:
         self._open = open_transport
         self._transport = open_transport()
         self.host = self._transport.host
+        self.arrived = 0  # bytes that it said it has: whoever sends counts, and as long as there come more `persistently` goes on
 
     def close(self) -> None:
         self._transport.close()
@@ -368,10 +343,27 @@ class Device:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def glance(self, layout: Layout, as_profile: str | None = None) -> Facts | Activated:
+        """What it is; or, if it runs that bundle already and answers correctly, just that. One command, whatever is there."""
+        manifests = layout.manifests()
+        chosen = manifests.get(as_profile or next(iter(manifests)))
+        if chosen is None or not (as_profile or len(manifests) == 1):  # only the facts tell which one it is to run
+            return self.facts()
+        signature = layout.signature(chosen.digest)
+        asked = [chosen.digest, *(["--signature", signature.decode("ascii", "replace")] if signature else []), *["--as-profile"] * bool(as_profile)]
+        package, python = agent_package.build().name, self._transport.python
+        done = self._run("probe", ["sh", "-c", _GLANCE, "glance", package, python, agent_package.source_of("probe"), *asked], silence_s=120)
+        document = framed(done.stdout)
+        if document is not None and "outcome" in document:
+            return parse(Activated, document, self.host)
+        return self._facts(done, document)
+
     def facts(self) -> Facts:
         """What it is. Needs nothing on the device but python3; raises DeviceError or Refused where that is missing or too old."""
         done = self._run("probe", [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")], silence_s=120)
-        document = framed(done.stdout)
+        return self._facts(done, framed(done.stdout))
+
+    def _facts(self, done: Completed, document: dict[str, Any] | None) -> Facts:
         if document is None:
             raise self._no_facts(done)
         return parse(Facts, document, self.host)
@@ -399,7 +391,7 @@ class Device:
         if feeds is None:
             return self._reply(Answer, "infer", name, "--golden", "--json", most_bytes=MAX_ANSWER_BYTES)
         archive = npz(feeds)
-        return self._reply(Answer, "infer", name, "--json", stdin=_chunks(io.BytesIO(archive), len(archive)), most_bytes=MAX_ANSWER_BYTES)
+        return self._reply(Answer, "infer", name, "--json", stdin=sending.pieces(archive), most_bytes=MAX_ANSWER_BYTES)
 
     def bench(self, name: str, *, runs: int = 200, warmup: int = 20) -> Bench:
         """Latency of golden inputs, measured on the device by a local client."""
@@ -414,14 +406,15 @@ class Device:
             raise DeviceError(f"`{self.host}` asks for a blob that is not in the bundle", "is its agent of another version?")
         return missing
 
-    def put(self, blob: Descriptor, offset: int, chunks: Iterable[bytes], *, race: str | None = None) -> None:
-        """Send the rest of a blob, to the store or to a race. The device checks the digest while it writes."""
-        self.ask("put", blob.digest, str(blob.size), "--offset", str(offset), *_for_race(race), stdin=chunks)
+    def put(self, blobs: Sequence[tuple[Descriptor, int]], chunks: Iterable[bytes], *, race: str | None = None) -> None:
+        """Send what is left of blobs, each from its offset on, one behind the other; to the store or to a race. The device checks their digests."""
+        listed = json.dumps({"blobs": [{"digest": blob.digest, "size": blob.size, "offset": offset} for blob, offset in blobs]}).encode()
+        self.ask("receive", *_for_race(race), stdin=itertools.chain([listed + b"\n"], chunks), silence_s=_PUT_SILENCE_S)
 
     def patch(self, blob: Descriptor, base: str, packed: bytes) -> bool:
         """Send a blob as what differs from another that the device has; whether that went well. If not, nothing of it is there."""
         try:
-            self.ask("patch", blob.digest, str(blob.size), base, str(len(packed)), stdin=_chunks(io.BytesIO(packed), len(packed)))
+            self.ask("patch", blob.digest, str(blob.size), base, str(len(packed)), stdin=sending.pieces(packed), silence_s=_PUT_SILENCE_S)
         except ConnectionFailed:
             raise
         except DeviceError:  # it has no such base any more, or a damaged one
@@ -430,7 +423,7 @@ class Device:
 
     def race(self, start: Callable[[], str]) -> RaceJob:
         """Start a race, which returns its job, and wait for its end. ``start`` is called again where the agent forgot the job."""
-        return self._finish(RaceJob, start, silent, wait_s=_WAIT_S)
+        return self._finish(RaceJob, start, silent, stage="")
 
     def start_race(self, session: str, document: Mapping[str, Any]) -> str:
         """Have two models timed, whose files have been put there for this session. Returns the job."""
@@ -456,7 +449,8 @@ class Device:
         Asking again after a lost reply does nothing twice. Not to ``wait`` is for those who do not want to see the end of the probation: the device
         ends it by itself.
         """
-        flags = [*["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *(f"--{name}" for name in PERMISSIONS if name in allowed)]
+        words = [f"--{name}" for name in PERMISSIONS if name in allowed]
+        flags = ["--by", _me(), *["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *words]
 
         def start() -> str:
             staged = stage.flags if stage else []
@@ -486,9 +480,9 @@ class Device:
 
     def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
         """Back to the version that ran before."""
-        return self._activated(lambda: self._reply(JobStarted, "rollback", name).job, progress, repeatable=False)
+        return self._activated(lambda: self._reply(JobStarted, "rollback", name, "--by", _me()).job, progress, repeatable=False)
 
-    def ask(self, *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> dict[str, Any]:
+    def ask(self, *verb: str, stdin: Iterable[bytes] = (), silence_s: float = _SILENCE_S, most_bytes: int = transport.MAX_REPLY_BYTES) -> dict[str, Any]:
         """One verb of `edge-agent` and its reply. Raises DeviceError with what the agent says."""
         done = self._run(verb[0], [*_AGENT, *verb], stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
         return self._answered(done, verb[0])
@@ -498,34 +492,31 @@ class Device:
         argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("bootstrap"), *verb]
         return self._answered(self._run("set-up", argv, stdin=stdin, silence_s=300), "set-up")
 
-    def send_archive(self, digest: str, size: int, chunks_from: Callable[[int], Iterator[bytes]], progress: Progress, stage: str) -> None:
-        """Send an archive for the set-up, from where an earlier attempt was cut."""
+    def persistently(self, work: Callable[[], Result]) -> Result:
+        """Do it again over a new connection when the old one breaks: for a minute, and as long as more arrives each time.
 
-        def send() -> None:
-            offset = min(parse(Held, self.bootstrap("held", digest), self.host).held.get(digest, 0), size)
-            done = offset
-
-            def counted() -> Iterator[bytes]:
-                nonlocal done
-                for chunk in chunks_from(offset):
-                    yield chunk
-                    done += len(chunk)
-                    progress(stage, done, size)
-
-            self.bootstrap("receive", digest, str(size), str(offset), stdin=counted())
-
-        self.persistently(send)
-
-    def persistently(self, work: Callable[[], None]) -> None:
-        """Do it again over a new connection when the old one breaks. ``work`` has to find out itself how far it came."""
-        for tries_left in reversed(range(_TRIES)):
+        ``work`` has to find out itself how far it came, and says so in ``arrived``.
+        """
+        self.arrived, before, deadline, pause_s = 0, -1, 0.0, 0.0
+        while True:
             try:
                 return work()
-            except ConnectionFailed:
-                if not tries_left:
+            except ConnectionFailed as error:
+                if error.final:
                     raise
-                self._reconnect()
-        return None
+                if self.arrived > before:
+                    before, deadline, pause_s = self.arrived, time.monotonic() + _RECONNECT_S, 0.0
+                elif time.monotonic() > deadline:
+                    raise
+            while True:
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s or 0.2, _MOST_PAUSE_S)
+                try:
+                    self._reconnect()
+                    break
+                except ConnectionFailed as error:
+                    if error.final or time.monotonic() > deadline:
+                        raise
 
     def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
         result = self._finish(Activation, start, progress, repeatable=repeatable, until="" if wait else "probation").result
@@ -533,20 +524,27 @@ class Device:
         return result
 
     def _finish(
-        self, kind: type[JobKind], start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait_s: int = 0, until: str = ""
+        self,
+        kind: type[JobKind],
+        start: Callable[[], str],
+        progress: Progress,
+        *,
+        repeatable: bool = True,
+        stage: str = JOB_STAGES[0],
+        until: str = "",
     ) -> JobKind:
         """Start a job and wait for its end: it has a result then. It goes on by itself when we lose the connection, so we come back and ask.
 
         ``until`` names a stage that is end enough, if the job has a result there.
 
-        Not ``repeatable`` is what goes back two versions when it is asked for twice. The device may take up to ``wait_s`` for an
-        answer, so that no question disturbs what it measures.
+        Not ``repeatable`` is what goes back two versions when it is asked for twice. The device answers when the job is at another ``stage``;
+        without one, when it has ended, so that no question disturbs what it measures.
         """
-        job, pause_s, deadline = "", 0.05, None
+        job, deadline = "", None
         while True:
             try:
                 job = job or start()
-                state = self._reply(kind, "job", job, *(["--wait", str(wait_s)] if wait_s else []))
+                state = self._reply(kind, "job", job, "--wait", str(_WAIT_S), *(["--stage", stage] if stage else []), silence_s=_JOB_SILENCE_S)
             except DeviceError as error:
                 if not job or "there is no job" not in str(error):
                     raise
@@ -570,8 +568,7 @@ class Device:
             if state.state != "running":
                 problem = state.error or Problem(message="the agent gives no reason")
                 raise (RolledBack if state.stage in _SWAPPED else DeviceError)(problem.message, problem.hint)
-            time.sleep(pause_s)
-            pause_s = min(1.5 * pause_s, 2.0)
+            stage = stage and state.stage
 
     def _try_to_reconnect(self) -> None:
         try:
@@ -583,14 +580,16 @@ class Device:
         self._transport.close()
         self._transport = self._open()
 
-    def _reply(self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> Kind:
+    def _reply(
+        self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = _SILENCE_S, most_bytes: int = transport.MAX_REPLY_BYTES
+    ) -> Kind:
         return parse(kind, self.ask(*verb, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes), self.host)
 
     def _run(self, stage: str, argv: list[str], *, stdin: Iterable[bytes] = (), silence_s: float, most_bytes: int = transport.MAX_REPLY_BYTES) -> Completed:
         try:
             return self._transport.run(argv, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
         except ConnectionFailed as error:
-            raise ConnectionFailed(f"{error} (during `{stage}`)", error.hint) from error
+            raise ConnectionFailed(f"{error} (during `{stage}`)", error.hint, final=error.final) from error
 
     def _answered(self, done: Completed, what: str) -> dict[str, Any]:
         document = framed(done.stdout)
@@ -598,6 +597,8 @@ class Device:
             raise self._no_answer(done, what)
         if done.returncode:  # a job that failed is no failed question: its `error` comes with exit 0
             problem = parse(Problem, document["error"] if isinstance(document.get("error"), dict) else {}, self.host)
+            if problem.again:
+                raise ConnectionFailed(f"{problem.message} (during `{what}`)", problem.hint)
             raise DeviceError(problem.message, problem.hint)
         return document
 
@@ -621,31 +622,17 @@ class Device:
         return DeviceError(f"`{self.host}` runs no commands (exit {python.returncode}): {_last_words(python)}", "is its user's login shell one that works?")
 
 
+def _me() -> str:
+    """Who a device tells others is at work there."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        user = str(os.getuid())
+    return printable(f"{user}@{socket.gethostname()}")
+
+
 def _for_race(session: str | None) -> list[str]:
     return ["--race", session] if session else []
-
-
-def _unique(blobs: Iterable[Descriptor]) -> list[Descriptor]:
-    """Two files of the same content are one blob."""
-    return list({blob.digest: blob for blob in blobs}.values())
-
-
-def _send_wheel(device: Device, wheel: Path, progress: Progress) -> str:
-    digest = digest_of_file(wheel)
-    device.send_archive(digest, wheel.stat().st_size, lambda offset: _file_chunks(wheel, offset), progress, wheel.name.split("-")[0])
-    return digest
-
-
-def _file_chunks(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        yield from _chunks(stream, path.stat().st_size - offset)
-
-
-def _chunks(stream: BinaryIO, size: int) -> Iterator[bytes]:
-    while size and (chunk := stream.read(min(CHUNK_BYTES, size))):
-        size -= len(chunk)
-        yield chunk
 
 
 def npz(feeds: Mapping[str, NDArray[Any]]) -> bytes:

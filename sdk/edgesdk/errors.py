@@ -50,7 +50,14 @@ class SigningError(EdgeSDKError):
 
 
 class ConnectionFailed(EdgeSDKError):
-    """No connection to the device: unreachable, unknown host key, not let in."""
+    """No connection to the device: unreachable, unknown host key, not let in.
+
+    ``final``: trying again cannot help, so that a link that comes and goes is told from a door that is shut.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, final: bool = False) -> None:
+        super().__init__(message, hint)
+        self.final = final
 
 
 class DeviceError(EdgeSDKError):

@@ -53,6 +53,7 @@ class Member(_Table):
     labels: tuple[str, ...] = ()
     as_profile: str | None = None
     bundle: Path | None = None
+    wheelhouse: Path | None = None
     allow: tuple[device.Permission, ...] = ()
 
 
@@ -220,7 +221,16 @@ class Rollout:
 
 def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True, stage: Stage | None = None) -> Deployment:
     try:
-        return device.attempt(member.host, bundle, as_profile=member.as_profile, allowed=member.allow, wait=wait, stage=stage, progress=progress)
+        return device.attempt(
+            member.host,
+            bundle,
+            as_profile=member.as_profile,
+            allowed=member.allow,
+            wheelhouse=member.wheelhouse,
+            wait=wait,
+            stage=stage,
+            progress=progress,
+        )
     except OSError as error:  # this machine's: a socket, a file
         return Deployment(host=member.host, outcome="failed", error={"message": f"{error.strerror or error}", "hint": "run the same command again"})
 

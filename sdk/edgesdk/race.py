@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.bundle import Descriptor, digest_of
-from edgesdk import device, preflight
+from edgesdk import device, preflight, sending
 from edgesdk.benchmark import Paired, summary
 from edgesdk.device import Device
 from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
@@ -118,11 +118,16 @@ class Racer:
 
     def _send(self, contents: Mapping[str, bytes]) -> None:
         missing = self._device.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=self.session)
-        for done, entry in enumerate(missing):
-            self._progress("send candidates", done, len(missing))
-            data = contents[entry.digest]
-            offset = min(entry.offset, len(data))
-            self._device.put(Descriptor(entry.digest, len(data)), offset, [data[offset:]], race=self.session)
+        lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
+        self._device.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
+
+        def chunks() -> Iterator[bytes]:
+            for done, (blob, offset) in enumerate(lacking):
+                self._progress("send candidates", done, len(lacking))
+                yield from sending.pieces(contents[blob.digest], offset)
+
+        if lacking:
+            self._device.put(lacking, chunks(), race=self.session)
 
     def _failed(self, problem: ModelProblem) -> EdgeSDKError:
         kind = DeviceError if problem.model == "before" else ModelError

@@ -132,8 +132,11 @@ class MissingReply(Reply):
 
 
 class Problem(Reply):
+    """``again``: the link is to blame, and what arrived is kept."""
+
     message: Text
     hint: Text = ""
+    again: bool = False
 
 
 class Percentiles(Reply):

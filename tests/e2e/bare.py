@@ -1,6 +1,6 @@
 """A bare Debian as a device: python3 and sshd, no pip, no numpy, no way out. Root's, since it gets namespaces of its own.
 
-with bare_device("b") as device:
+with bare_device("b") as device:                           # bare_device("c", "--arch", "arm64"): the same on aarch64, emulated
     device.ssh("python3 -V")
 """
 
@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,9 +29,18 @@ needs_bare = [
 ]
 
 
+needs_arm64 = [
+    pytest.mark.arm64,
+    pytest.mark.e2e,
+    pytest.mark.timeout(1500),
+    pytest.mark.skipif(os.getuid() != 0 or not shutil.which("qemu-aarch64-static"), reason="needs root and qemu-user-static: make test ARM64=1"),
+]
+
+
 @dataclass(frozen=True)
 class BareDevice:
     name: str
+    host: str
     config: Path
     state: str
 
@@ -42,6 +51,10 @@ class BareDevice:
         assert not check or done.returncode == 0, done.stdout
         return done.stdout
 
+    def off(self) -> None:
+        """No process is left, and nobody answers."""
+        subprocess.run([TOOL, "off", self.name], check=True, env={**os.environ, "EDGE_TESTBED_STATE": self.state}, timeout=120)
+
     def reboot(self) -> None:
         """As if the plug were pulled."""
         subprocess.run([TOOL, "reboot", self.name], check=True, env={**os.environ, "EDGE_TESTBED_STATE": self.state}, stdout=subprocess.DEVNULL, timeout=120)
@@ -49,10 +62,18 @@ class BareDevice:
 
 @contextmanager
 def bare_device(name: str, *options: str) -> Iterator[BareDevice]:
+    with bare_devices([name], *options) as (device,):
+        yield device
+
+
+@contextmanager
+def bare_devices(names: Sequence[str], *options: str) -> Iterator[list[BareDevice]]:
+    """Several at once, each with an address of its own."""
     with tempfile.TemporaryDirectory(prefix="bare-", ignore_cleanup_errors=True) as state:
         environment = {**os.environ, "EDGE_TESTBED_STATE": state}
-        started = subprocess.run([TOOL, "start", name, "--bare", "--json", *options], check=True, env=environment, stdout=subprocess.PIPE, timeout=800)
+        started = subprocess.run([TOOL, "start", *names, "--bare", "--json", *options], check=True, env=environment, stdout=subprocess.PIPE, timeout=800)
         try:
-            yield BareDevice(name, Path(json.loads(started.stdout)["config"]), state)
+            found = [json.loads(line) for line in started.stdout.splitlines()]
+            yield [BareDevice(one["name"], one["host"], Path(one["config"]), state) for one in found]
         finally:
-            subprocess.run([TOOL, "stop", name], check=True, env=environment, timeout=120)
+            subprocess.run([TOOL, "stop", *names], check=True, env=environment, timeout=120)

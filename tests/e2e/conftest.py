@@ -27,6 +27,7 @@ PasswordAuthentication no
 KbdInteractiveAuthentication no
 PermitRootLogin prohibit-password
 SetEnv HOME={home} PATH={path} {environment}
+{sshd_options}
 ForceCommand cd "$HOME"; if [ -f .bashrc ]; then . ./.bashrc; fi; exec {login_shell} -c "$SSH_ORIGINAL_COMMAND"
 """
 
@@ -77,6 +78,14 @@ class Bench:
     def config(self) -> Path:
         return self.folder / "config"
 
+    def entry(self, name: str, port: int, options: str = "") -> None:
+        """Another way to a host on loopback, under a name of its own."""
+        with self.config.open("a") as config:
+            config.write(
+                f"Host {name}\n  HostName 127.0.0.1\n  Port {port}\n  User {getpass.getuser()}\n  IdentityFile {self.key}\n"
+                f"  IdentitiesOnly yes\n  UserKnownHostsFile {self.known_hosts}\n  GlobalKnownHostsFile /dev/null\n{options}\n"
+            )
+
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
@@ -91,22 +100,27 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     devices: list[Device] = []
 
     def start(
-        name: str = "pi", *, options: str = "", login_shell: str = "sh", environment: str = "", python: Path = Path(sys.executable).parent, known: bool = True
+        name: str = "pi",
+        *,
+        options: str = "",
+        sshd_options: str = "",
+        login_shell: str = "sh",
+        environment: str = "",
+        python: Path = Path(sys.executable).parent,
+        known: bool = True,
     ) -> Device:
         path = f"{python}:/usr/local/bin:/usr/bin:/bin"
-        device = start_sshd(name, tmp_path / name, folder / "id_ed25519.pub", login_shell=login_shell, path=path, environment=environment)
+        settings = {"login_shell": login_shell, "path": path, "environment": environment, "sshd_options": sshd_options}
+        device = start_sshd(name, tmp_path / name, folder / "id_ed25519.pub", **settings)
         devices.append(device)
-        with (folder / "config").open("a") as config:
-            config.write(
-                f"Host {name}\n  HostName 127.0.0.1\n  Port {device.port}\n  User {getpass.getuser()}\n  IdentityFile {folder}/id_ed25519\n"
-                f"  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n{options}\n"
-            )
+        found.entry(name, device.port, options)
         if known:
             with (folder / "known_hosts").open("a") as file:
                 file.write(device.known_hosts_line)
         return device
 
-    yield Bench(folder, start)
+    found = Bench(folder, start)
+    yield found
     for device in devices:
         agent = device.agent_home / "bin" / "edge-agent"
         if agent.exists():

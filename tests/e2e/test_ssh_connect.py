@@ -149,6 +149,13 @@ def test_lines_of_known_hosts_that_mean_nothing_to_us_do_not_hide_the_others(ben
         assert pi.run(["true"]).returncode == 0
 
 
+def test_lines_of_known_hosts_that_were_passed_over_are_named_where_a_key_is_missing(bench: Bench) -> None:
+    bench.start(known=False)
+    bench.known_hosts.write_text(f"garbage\n@cert-authority * {bench.key.with_suffix('.pub').read_text()}")
+    message, _ = refusal("pi")
+    assert f"({bench.known_hosts}:1 cannot be read; {bench.known_hosts}:2 names an authority" in message
+
+
 def test_wrong_key_names_what_was_tried_and_what_to_do(bench: Bench) -> None:
     bench.start()
     bench.key.unlink()

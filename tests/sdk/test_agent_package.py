@@ -52,7 +52,7 @@ def test_platforms_run_from_the_devices_glibc_down_to_the_oldest() -> None:
 def test_a_device_for_which_no_wheels_are_built_is_told_so(cache: Path, board: dict[str, str]) -> None:
     with pytest.raises(DeviceError, match=r"onnxruntime ships no wheels for Python 3\.11\.2 on"):
         agent_package.runtime_wheels(BOARD.model_copy(update=board), "1.16")
-    assert list(cache.rglob("*")) == []
+    assert not (cache / "wheels").exists()
 
 
 def test_the_cache_answers_when_it_holds_what_is_needed(cache: Path) -> None:
@@ -63,6 +63,27 @@ def test_the_cache_answers_when_it_holds_what_is_needed(cache: Path) -> None:
     for name in (f"numpy-1.26.4-{tag}.whl", f"numpy-2.4.6-{tag}.whl", f"onnxruntime-1.9.0-{tag}.whl", f"onnxruntime-1.20.1-{tag}.whl"):
         (folder / name).touch()
     assert [wheel.name for wheel in agent_package.runtime_wheels(BOARD, "1.20")] == [f"numpy-2.4.6-{tag}.whl", f"onnxruntime-1.20.1-{tag}.whl"]
+
+
+def test_a_wheelhouse_is_all_there_is(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what lies there the newest that fits the device's Python, ABI, architecture and libc; and nothing is asked elsewhere."""
+    monkeypatch.setattr(agent_package.subprocess, "run", lambda *_, **__: pytest.fail("nothing is to be fetched"))
+    house = tmp_path / "wheels of ours"
+    house.mkdir()
+    for name in (
+        "numpy-2.2.6-cp311-cp311-manylinux_2_17_aarch64.manylinux2014_aarch64.whl",
+        "numpy-2.9.0-cp312-cp312-manylinux_2_17_aarch64.whl",  # another Python's
+        "onnxruntime-1.23.2-cp311-cp311-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl",
+        "onnxruntime-1.30.0-cp311-cp311-manylinux_2_28_x86_64.whl",
+        "onnxruntime-1.31.0-cp311-cp311t-manylinux_2_28_aarch64.whl",
+        "onnxruntime-odd.whl",
+    ):
+        (house / name).touch()
+    assert [wheel.name.split("-")[:2] for wheel in agent_package.runtime_wheels(BOARD, "1.16", house)] == [["numpy", "2.2.6"], ["onnxruntime", "1.23.2"]]
+    with pytest.raises(DeviceError, match=r"holds no numpy and onnxruntime ≥ 1\.24 for Python 3\.11.* on aarch64 with glibc 2\.36: numpy-2") as caught:
+        agent_package.runtime_wheels(BOARD, "1.24", house)
+    assert f"--dest '{house}' --python-version 311" in caught.value.hint and "--platform manylinux_2_28_aarch64" in caught.value.hint
+    assert not (cache / "wheels").exists()
 
 
 def test_a_python_without_pip_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, preflight
+from edgesdk import device, preflight, sending
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.replies import Facts
@@ -160,7 +160,7 @@ def test_nothing_is_sent_where_the_device_has_what_it_needs() -> None:
 def test_wheels_are_sent_where_the_runtime_is_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "onnxruntime-1.20.0-x.whl"
     asked = []
-    monkeypatch.setattr(device.agent_package, "runtime_wheels", lambda _, oldest: asked.append(oldest) or [wheel])
+    monkeypatch.setattr(device.agent_package, "runtime_wheels", lambda _, oldest, _wheelhouse: asked.append(oldest) or [wheel])
     for found in (facts(PC, onnxruntime=None), facts(PC, numpy=None), facts(PC, onnxruntime=CPU | {"version": "1.15.0"})):
         assert device.plan_set_up(found).wheels == (wheel,)
     assert asked == ["1.16"] * 3
@@ -174,7 +174,7 @@ def test_a_disk_that_is_too_small_is_refused_with_both_values(tmp_path: Path) ->
         manifest = layout.manifests()["x86-cpu"]
         pi, transport = scripted({"missing": [{"digest": manifest.digest, "offset": 0}]})
         with pytest.raises(Refused, match="of disk"):
-            device.push(pi, layout, manifest, facts(PC, free_bytes=1000))
+            sending.push(pi, layout, manifest, facts(PC, free_bytes=1000))
         assert [argv[4] for argv in transport.asked] == ["missing"]
 
 
@@ -276,7 +276,7 @@ def test_a_device_that_cannot_be_looked_at(probe: Completed, version: Completed 
 def test_a_device_cannot_ask_for_blobs_of_its_choice(tmp_path: Path) -> None:
     pi, _ = scripted({"missing": [{"digest": "sha256:../../etc/passwd", "offset": 0}]})
     with Layout.open(write_bundle(tmp_path / "b")) as layout, pytest.raises(DeviceError, match="asks for a blob that is not in the bundle"):
-        device.push(pi, layout, layout.manifests()["x86-cpu"], PC)
+        sending.push(pi, layout, layout.manifests()["x86-cpu"], PC)
 
 
 # Sending and switching
@@ -288,9 +288,11 @@ def test_only_missing_blobs_are_sent_each_from_its_offset(tmp_path: Path) -> Non
         blob = manifest.layer("model.onnx")
         pi, transport = scripted({"missing": [{"digest": blob.digest, "offset": 100}]}, {})
         seen: list[tuple[str, int, int]] = []
-        assert device.push(pi, layout, manifest, PC, lambda *at: seen.append(at)) == (1, blob.size - 100)
-        assert transport.asked[1][-5:] == ["put", blob.digest, str(blob.size), "--offset", "100"]
-        assert transport.taken == layout.blob(blob.digest)[100:]
+        assert sending.push(pi, layout, manifest, PC, lambda *at: seen.append(at)) == (1, blob.size - 100)
+        assert transport.asked[1][4:] == ["receive"]
+        listed, _, content = transport.taken.partition(b"\n")
+        assert json.loads(listed) == {"blobs": [{"digest": blob.digest, "size": blob.size, "offset": 100}]}
+        assert content == layout.blob(blob.digest)[100:]
         assert seen == [("push", blob.size - 100, blob.size - 100)]
 
 
@@ -299,8 +301,8 @@ def test_a_blob_is_read_from_a_tar_to_its_end_and_no_further(tmp_path: Path) -> 
         manifest = layout.manifests()["x86-cpu"]
         blob = manifest.layer("bundle.json")
         pi, transport = scripted({"missing": [{"digest": blob.digest, "offset": 0}]}, {})
-        device.push(pi, layout, manifest, PC)
-        assert transport.taken == layout.blob(blob.digest)
+        sending.push(pi, layout, manifest, PC)
+        assert transport.taken.partition(b"\n")[2] == layout.blob(blob.digest)
 
 
 def test_a_broken_connection_is_opened_again_and_the_rest_is_sent(tmp_path: Path) -> None:
@@ -309,15 +311,39 @@ def test_a_broken_connection_is_opened_again_and_the_rest_is_sent(tmp_path: Path
         blob = manifest.layer("model.onnx")
         lost = ConnectionFailed("the connection broke")
         pi, transport = scripted({"missing": [{"digest": blob.digest, "offset": 0}]}, lost, {"missing": [{"digest": blob.digest, "offset": 7}]}, {})
-        assert device.push(pi, layout, manifest, PC)[0] == 1
-        assert transport.closed == 1 and len(transport.taken) == blob.size - 7
+        assert sending.push(pi, layout, manifest, PC)[0] == 1
+        assert transport.closed == 1 and len(transport.taken.partition(b"\n")[2]) == blob.size - 7
 
 
-def test_a_connection_that_stays_broken_ends_with_the_stage_named(tmp_path: Path) -> None:
+def test_as_long_as_more_arrives_each_time_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_RECONNECT_S", 0)
+    with Layout.open(write_bundle(tmp_path / "b")) as layout:
+        manifest = layout.manifests()["x86-cpu"]
+        blob = manifest.layer("model.onnx")
+        lost = ConnectionFailed("the connection broke")
+        arrives = [say for offset in (0, 7, 9, 20, 50) for say in ({"missing": [{"digest": blob.digest, "offset": offset}]}, lost)]
+        pi, transport = scripted(*arrives, {"missing": []})
+        assert sending.push(pi, layout, manifest, PC)[0] == 1
+        assert transport.closed == 5
+        stuck, transport = scripted(*arrives[:2], *arrives[:2], {"missing": []})
+        with pytest.raises(ConnectionFailed):
+            sending.push(stuck, layout, manifest, PC)
+
+
+def test_a_door_that_is_shut_is_not_knocked_at_again(tmp_path: Path) -> None:
+    with Layout.open(write_bundle(tmp_path / "b")) as layout:
+        pi, transport = scripted(ConnectionFailed("the host key has changed", final=True))
+        with pytest.raises(ConnectionFailed, match="has changed"):
+            sending.push(pi, layout, layout.manifests()["x86-cpu"], PC)
+        assert len(transport.asked) == 1
+
+
+def test_a_connection_that_stays_broken_ends_with_the_stage_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_RECONNECT_S", 0)
     with Layout.open(write_bundle(tmp_path / "b")) as layout:
         pi, _ = scripted(ConnectionFailed("the connection broke"))
         with pytest.raises(ConnectionFailed, match=r"during `missing`"):
-            device.push(pi, layout, layout.manifests()["x86-cpu"], PC)
+            sending.push(pi, layout, layout.manifests()["x86-cpu"], PC)
 
 
 RESULT = {"name": "toy", "release": 1, "digest": "sha256:x", "previous": None, "outcome": "active", "first_answer_ms": 1.5}
@@ -332,7 +358,8 @@ def test_a_job_is_followed_to_its_end() -> None:
     stages: list[str] = []
     result = pi.activate("sha256:x", as_profile=True, allowed=["allow-slow"], progress=lambda stage, *_: stages.append(stage))
     assert (result.outcome, result.first_answer_ms) == ("active", 1.5)
-    assert transport.asked[0][-4:] == ["activate", "sha256:x", "--as-profile", "--allow-slow"]
+    assert transport.asked[0][4:] == ["activate", "sha256:x", "--by", device._me(), "--as-profile", "--allow-slow"]
+    assert [argv[-1] for argv in transport.asked[1:]] == ["verify", "load", "trial"]
     assert stages == ["load", "trial", "ask", "probation"]
 
 

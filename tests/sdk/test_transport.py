@@ -107,6 +107,19 @@ def test_who_is_not_named_is_unknown(tmp_path: Path) -> None:
     assert read(files, name_of("pi", 2222)).judge(KEY) == "unknown"
 
 
+def test_a_line_that_says_nothing_to_us_is_named(tmp_path: Path) -> None:
+    authority = f"@cert-authority *.lab {KEY.text}"
+    files = known_hosts(tmp_path, "# a comment", "", "garbage", f"pi {KEY.text}", authority, f"@unheard-of pi {KEY.text}", "pi ssh-rsa !!!!")
+    known = read(files, "pi.lab")
+    assert known.judge(KEY) == "unknown"
+    assert [text.removeprefix(f"{files[1]}:") for text in known.passed_over] == [
+        "3 cannot be read",
+        "5 names an authority: certificates of hosts are not read here",
+        "6 cannot be read",
+    ]
+    assert read(files, "pi").judge(KEY) == "known"
+
+
 def test_another_key_is_a_change_and_a_revoked_one_is_refused(tmp_path: Path) -> None:
     files = known_hosts(tmp_path, f"pi {KEY.text}", f"@revoked * {OTHER.text}")
     assert read(files, "pi").judge(HostKey("ssh-ed25519", b"three")) == "changed"

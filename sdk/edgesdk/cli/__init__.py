@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from edgesdk.cli import devices, keys, models, profiles
-from edgesdk.cli.output import fail, say, show
+from edgesdk.cli.output import fail, password, say, show
 
 INTERRUPTED = 130
 
@@ -22,8 +22,10 @@ class Verbs(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own subclass of click's
         from edge_agent.bundle import BundleError
+        from edgesdk import transport
         from edgesdk.errors import EdgeSDKError
 
+        transport.ask_password = password if sys.stdin.isatty() else None
         try:
             return super().invoke(ctx)
         except (EdgeSDKError, BundleError) as error:

@@ -25,6 +25,7 @@ AllowSignatureChange = Annotated[
     bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")]
+Wheelhouse = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="numpy and onnxruntime for it come from this folder, from nowhere else")]
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
@@ -34,13 +35,13 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def setup(host: Host = "local", *, as_json: AsJson = False) -> None:
+def setup(host: Host = "local", wheelhouse: Wheelhouse = None, *, as_json: AsJson = False) -> None:
     """Prepare a device: the agent, and onnxruntime where there is none. `deploy` does it when needed."""
     from edgesdk import device
 
     with device.connect(host) as opened, progress() as advance:
         facts = opened.facts()
-        plan = device.plan_set_up(facts)
+        plan = device.plan_set_up(facts, wheelhouse=wheelhouse)
         device.set_up(opened, facts, plan, advance, device.first_signer(facts))
         found = opened.status()
     sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
@@ -58,6 +59,7 @@ def deploy(
     canary: Annotated[str, typer.Option(help="so many, or such a share, come first, and the others only if all of these work: 2, or 5%")] = "0",
     max_failures: Annotated[int | None, typer.Option(min=0, help="begin no further device when more than these have failed")] = None,
     at: At = None,
+    wheelhouse: Wheelhouse = None,
     *,
     stage_only: Annotated[bool, typer.Option("--stage-only", help="all but the switch: `edgesdk activate` does that, or with --at the device")] = False,
     allow_slow: AllowSlow = False,
@@ -68,7 +70,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
-    from edgesdk import device, project
+    from edgesdk import device, project, transport
     from edgesdk import fleet as fleets
 
     here = project.load(Path())
@@ -81,7 +83,13 @@ def deploy(
     allowed = _allowed(allow_slow, allow_downgrade, allow_signature_change, retry)
     when = _moment(at)
     stage = device.Stage(when) if stage_only or when else None
-    members = tuple(member.model_copy(update={"as_profile": as_profile or member.as_profile, "allow": (*member.allow, *allowed)}) for member in members)
+    given_for_all = {"as_profile": as_profile, "wheelhouse": wheelhouse}
+    members = tuple(
+        member.model_copy(update={key: value or getattr(member, key) for key, value in given_for_all.items()} | {"allow": (*member.allow, *allowed)})
+        for member in members
+    )
+    if len(members) > 1:
+        transport.ask_password = None  # of many nobody is asked for theirs
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
     plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait, stage=stage)
     rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)

@@ -1,7 +1,10 @@
 """Owns the streams: data on stdout, talk and progress on stderr, progress on a terminal only."""
 
+import atexit
+import getpass
 import json
 import sys
+import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -42,6 +45,16 @@ def confirm(question: str, *, otherwise: str) -> None:
     if not typer.confirm(question, err=True):
         say("nothing was done")
         raise typer.Exit(1)
+
+
+def password(question: str) -> str | None:
+    """What somebody types unseen, at a terminal. None where they would rather not."""
+    # Ctrl-C ends the program from another thread than the one that asks: the terminal shall show again what is typed.
+    atexit.register(termios.tcsetattr, sys.stdin.fileno(), termios.TCSADRAIN, termios.tcgetattr(sys.stdin.fileno()))
+    try:
+        return getpass.getpass(f"{question}: ") or None
+    except EOFError:
+        return None
 
 
 def table(rows: Sequence[Sequence[object]], *, head: Sequence[str]) -> str:

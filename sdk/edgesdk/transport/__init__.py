@@ -12,13 +12,16 @@ from __future__ import annotations
 import os
 import shlex
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
 
 MAX_REPLY_BYTES = 4 << 20
 LOCAL = "local"
+
+# How to ask a person for a password, None where nobody is there: for the one who starts the program to set. It may answer None.
+ask_password: Callable[[str], str | None] | None = None
 
 # What reaches a login shell as it is; everything else travels as an octal number.
 _PLAIN = frozenset((string.ascii_letters + string.digits + " _./=:,+@%-").encode())

@@ -3,7 +3,7 @@
     read([Path("~/.ssh/known_hosts").expanduser()], "[192.168.1.20]:2222").judge(key)
 
 paramiko reads such a file as a whole and refuses all of it for one line that it does not know, such as `@cert-authority`.
-Here a line that makes no sense says nothing, and the others count.
+Here a line that makes no sense is named where a key is missing, and the others count.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import binascii
 import fnmatch
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 Verdict = Literal["known", "unknown", "changed", "revoked"]
+
+_MOST_NAMED = 3  # lines that are passed over, in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,11 @@ class HostKey:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the files say of one host."""
+    """What the files say of one host. ``passed_over``: lines that might have said more, and why they do not."""
 
     accepted: tuple[HostKey, ...]
     revoked: tuple[HostKey, ...]
+    passed_over: tuple[str, ...] = ()
 
     def judge(self, key: HostKey) -> Verdict:
         """A host that is known by other keys only has *changed*: we ask for the known types first."""
@@ -68,26 +71,36 @@ def read(files: Iterable[Path], name: str) -> Known:
     """The keys of ``name``. A file that is missing or cannot be read says nothing."""
     accepted: list[HostKey] = []
     revoked: list[HostKey] = []
+    passed_over: list[str] = []
     for file in files:
-        for marker, patterns, key in _entries(file):
-            if marker != "@cert-authority" and _matches(patterns, name.lower()):
-                (revoked if marker == "@revoked" else accepted).append(key)
-    return Known(tuple(accepted), tuple(revoked))
-
-
-def _entries(file: Path) -> Iterator[tuple[str, str, HostKey]]:
-    try:
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        words = line.split()
-        marker = words.pop(0) if words and words[0].startswith("@") else ""
-        if len(words) >= 3 and not words[0].startswith("#"):
-            try:
-                yield marker, words[0], HostKey(words[1], base64.b64decode(words[2], validate=True))
-            except binascii.Error:
+        for number, line in enumerate(_lines(file), 1):
+            words = line.split()
+            marker = words.pop(0) if words and words[0].startswith("@") else ""
+            if not words or words[0].startswith("#"):
                 continue
+            key = _key(words)
+            if key is None or marker not in ("", "@revoked", "@cert-authority"):
+                passed_over.append(f"{file}:{number} cannot be read")
+            elif _matches(words[0], name.lower()):
+                if marker == "@cert-authority":
+                    passed_over.append(f"{file}:{number} names an authority: certificates of hosts are not read here")
+                else:
+                    (revoked if marker == "@revoked" else accepted).append(key)
+    return Known(tuple(accepted), tuple(revoked), tuple(passed_over[:_MOST_NAMED]))
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _key(words: list[str]) -> HostKey | None:
+    try:
+        return HostKey(words[1], base64.b64decode(words[2], validate=True))
+    except (IndexError, binascii.Error):
+        return None
 
 
 def _matches(patterns: str, name: str) -> bool:

@@ -3,7 +3,8 @@
     with connect(resolve("pi@192.168.1.20")) as pi:
         pi.run(["uname", "-m"])
 
-Keys only, and only hosts whose key is known: nothing is ever accepted in silence, no password is ever asked for.
+Only hosts whose key is known: nothing is ever accepted in silence. Keys first; a password is asked for where no key is taken, the server
+lets passwords in, and somebody sits at a terminal. It is kept in this process's memory alone, for the connection that breaks.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from typing import Self
 
 import paramiko
 from paramiko.agent import AgentSSH
+from paramiko.common import cMSG_CHANNEL_REQUEST
 from paramiko.pkey import UnknownKeyType
 from paramiko.ssh_exception import IncompatiblePeer
 
+from edgesdk import transport
 from edgesdk.errors import ConnectionFailed, DeviceError
 from edgesdk.transport import MAX_REPLY_BYTES, Completed, command_line, known_hosts
 from edgesdk.transport.known_hosts import HostKey
@@ -41,6 +44,11 @@ _DEAD_LINK_MS = 60_000
 _TICK_S = 0.1
 _GRACE_S = 1.0  # for what is still under way when a command has ended
 _MAX_STDERR_BYTES = 1 << 16
+_SIGNING_S = 60  # a key on a token wants to be touched
+_PASSWORDS_ASKED = 3
+
+_typed: dict[tuple[str, str, int], str] = {}  # passwords that were taken, by user, host and port
+_asking = threading.Lock()
 
 
 def connect(settings: Settings) -> SshTransport:
@@ -134,7 +142,7 @@ class _Feeder(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._channel.exec_command(self._line)
+            _execute(self._channel, self._line)
             for chunk in self._chunks:
                 if not self._send(memoryview(chunk)):
                     return
@@ -161,6 +169,20 @@ class _Feeder(threading.Thread):
         return True
 
 
+def _execute(channel: paramiko.Channel, line: str) -> None:
+    """Start a command. What it is to read may follow at once, as with `ssh`: to wait for the server's yes costs a round trip each time.
+
+    A server that says no closes the channel.
+    """
+    message = paramiko.Message()
+    message.add_byte(cMSG_CHANNEL_REQUEST)
+    message.add_int(channel.remote_chanid)
+    message.add_string("exec")
+    message.add_boolean(True)  # noqa: FBT003 - whether an answer is wanted
+    message.add_string(line)
+    channel.get_transport()._send_user_message(message)  # type: ignore[attr-defined] # as paramiko's own exec_command does
+
+
 def _open(settings: Settings, connections: list[paramiko.Transport], way: tuple[str, ...] = ()) -> None:
     """Append the connection to ``settings``' host, after those of the hosts before it. ``way``: the hosts behind it."""
     if settings.alias in way:
@@ -174,6 +196,8 @@ def _open(settings: Settings, connections: list[paramiko.Transport], way: tuple[
         known = known_hosts.read(settings.known_hosts, name)
         options = connection.get_security_options()
         options.key_types = sorted(options.key_types, key=lambda algorithm: not _is_type_of(algorithm, known.accepted))
+        # One pass over the bytes instead of two: for a large transfer that is what this side's processor does.
+        options.ciphers = sorted(options.ciphers, key=lambda cipher: "gcm" not in cipher)
         connection.start_client()
         _check(connection.get_remote_server_key(), known, name, settings)
         _authenticate(connection, settings)
@@ -216,7 +240,9 @@ def _check(offered: paramiko.PKey, known: known_hosts.Known, name: str, settings
     verdict = known.judge(key)
     if verdict == "revoked":
         raise ConnectionFailed(
-            f"the host key of {settings.address} is revoked: {key.type} {key.fingerprint}", "whoever holds it is not to be trusted; ask who revoked it"
+            f"the host key of {settings.address} is revoked: {key.type} {key.fingerprint}",
+            "whoever holds it is not to be trusted; ask who revoked it",
+            final=True,
         )
     if verdict == "changed":
         raise ConnectionFailed(
@@ -224,11 +250,14 @@ def _check(offered: paramiko.PKey, known: known_hosts.Known, name: str, settings
             f"known is {', '.join(f'{old.type} {old.fingerprint}' for old in known.accepted)}",
             f"either the device was set up anew, or somebody is in between. If you know why: `ssh-keygen -R {shlex.quote(name)} "
             f"-f {shlex.quote(str(settings.known_hosts[0]))}`, then {_acceptance(key, name, settings)}",
+            final=True,
         )
     if verdict == "unknown":
+        passed_over = f" ({'; '.join(known.passed_over)})" if known.passed_over else ""
         raise ConnectionFailed(
-            f"the host key of {settings.address} is not known: {key.type} {key.fingerprint}",
+            f"the host key of {settings.address} is not known: {key.type} {key.fingerprint}{passed_over}",
             f"if that is the device's fingerprint: {_acceptance(key, name, settings)}",
+            final=True,
         )
 
 
@@ -240,7 +269,7 @@ def _acceptance(key: HostKey, name: str, settings: Settings) -> str:
 
 
 def _authenticate(connection: paramiko.Transport, settings: Settings) -> None:
-    """Offer the user's keys until one is taken. Raises ConnectionFailed."""
+    """Offer the user's keys until one is taken, then ask for a password where that is let in. Raises ConnectionFailed."""
     tried: list[str] = []
     locked: list[Path] = []
     who = f"`{settings.user}` at {settings.address}"
@@ -251,20 +280,65 @@ def _authenticate(connection: paramiko.Transport, settings: Settings) -> None:
                 if not connection.auth_publickey(settings.user, key):
                     return
             except paramiko.BadAuthenticationType as error:
+                if _by_password(connection, settings, error.allowed_types):
+                    return
                 allowed = ", ".join(error.allowed_types)
-                raise ConnectionFailed(f"{who} is not let in by key, only by {allowed}", "allow PubkeyAuthentication in its sshd_config") from error
+                raise ConnectionFailed(
+                    f"{who} is not let in by key, only by {allowed}",
+                    "allow PubkeyAuthentication in its sshd_config, or type the password at a terminal",
+                    final=True,
+                ) from error
             except paramiko.AuthenticationException:
                 pass  # not this one; the next
             if not connection.is_active():
                 raise ConnectionFailed(
                     f"{who} was cut off after {len(tried)} keys", "name the right one: IdentityFile and `IdentitiesOnly yes` in ~/.ssh/config"
                 )
+    if transport.ask_password and _by_password(connection, settings, _let_in(connection, settings)):
+        return
     bring = f"`ssh-copy-id {settings.ssh_arguments}`"
     if locked:
-        raise ConnectionFailed(f"{who} is not let in: the key {locked[0]} is locked by a passphrase", f"unlock it: `ssh-add {shlex.quote(str(locked[0]))}`")
+        raise ConnectionFailed(
+            f"{who} is not let in: the key {locked[0]} is locked by a passphrase", f"unlock it: `ssh-add {shlex.quote(str(locked[0]))}`", final=True
+        )
     if tried:
-        raise ConnectionFailed(f"{who} is not let in with {', '.join(tried)}", f"bring your key there: {bring}; or is it another user?")
-    raise ConnectionFailed(f"there is no SSH key for {who}", f"make one with `ssh-keygen`, then bring it there: {bring}")
+        raise ConnectionFailed(f"{who} is not let in with {', '.join(tried)}", f"bring your key there: {bring}; or is it another user?", final=True)
+    raise ConnectionFailed(f"there is no SSH key for {who}", f"make one with `ssh-keygen`, then bring it there: {bring}", final=True)
+
+
+def _let_in(connection: paramiko.Transport, settings: Settings) -> list[str]:
+    """By what the server lets this user in."""
+    try:
+        connection.auth_none(settings.user)
+    except paramiko.BadAuthenticationType as error:
+        return list(error.allowed_types)
+    except paramiko.SSHException:  # it may have heard enough
+        pass
+    return []
+
+
+def _by_password(connection: paramiko.Transport, settings: Settings, allowed: Iterable[str]) -> bool:
+    """The last resort. Whether the user typed one that was taken; False where nobody can be asked, or passwords are not let in."""
+    if not {"password", "keyboard-interactive"} & set(allowed):
+        return False
+    place = (settings.user, settings.hostname, settings.port)
+    with _asking:
+        for _ in range(_PASSWORDS_ASKED):
+            password = _typed.pop(place, None)
+            if password is None and transport.ask_password:
+                password = transport.ask_password(f"password of {settings.user} at {settings.address}")
+            if password is None or not connection.is_active():
+                return False
+            try:
+                if connection.auth_password(settings.user, password):
+                    return False  # it wants something else, too
+            except paramiko.AuthenticationException:
+                continue
+            _typed[place] = password
+            return True
+    raise ConnectionFailed(
+        f"`{settings.user}` at {settings.address} is not let in: none of {_PASSWORDS_ASKED} passwords is right", "is it another user?", final=True
+    )
 
 
 def _keys(settings: Settings, held: Sequence[paramiko.PKey], locked: list[Path]) -> Iterator[tuple[str, paramiko.PKey]]:
@@ -301,6 +375,7 @@ def _agent_keys(settings: Settings) -> Iterator[Sequence[paramiko.PKey]]:
     agent = AgentSSH()
     with socket.socket(socket.AF_UNIX) as connection:
         try:
+            connection.settimeout(_SIGNING_S)
             connection.connect(str(Path(path).expanduser()))
             agent._connect(connection)  # type: ignore[attr-defined] # paramiko's public Agent() knows SSH_AUTH_SOCK only
             keys = agent.get_keys()
