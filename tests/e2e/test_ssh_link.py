@@ -67,7 +67,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("how", ["reset", "hang"])
-@pytest.mark.parametrize("when", ["load", "trial", "ask"])
+@pytest.mark.parametrize("when", ["load", "trial", "probation"])
 def test_a_link_that_breaks_during_the_activation_is_asked_again(bench: Bench, tmp_path: Path, impatient: None, when: str, how: str) -> None:
     port = prepared(bench)
     links: list[Link] = []
