@@ -9,8 +9,10 @@ for a second slows all of a round. Memory and start are measured from a process 
 
 import argparse
 import json
+import mmap
 import os
 import random
+import socket
 import statistics
 import subprocess
 import sys
@@ -39,6 +41,21 @@ for session in sessions:
     session.run(None, {"x": np.ones((1, 4), np.float32)})
 print("answered", flush=True)
 sys.stdin.read()
+"""
+
+# Two processes that share memory and ring each other over a socket, with nothing of ours: what any way between two programs costs here.
+PAIR = """
+import mmap, socket, sys
+import numpy as np, onnxruntime
+path, descriptor, bell, shape = sys.argv[1], int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])), eval(sys.argv[4])
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = options.inter_op_num_threads = 1
+session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+x = np.ndarray(shape, np.float32, mmap.mmap(descriptor, 1 << 20))
+bell.send(b"ready")
+while bell.recv(8):
+    session.run(None, {"x": x})
+    bell.send(b"done")
 """
 
 CLIENT = """
@@ -71,16 +88,17 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--requests", type=int, default=200_000, help="while versions are swapped")
     requests = arguments.parse_args().requests
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # on a device the agent's code was compiled when it was unpacked
     with tempfile.TemporaryDirectory(prefix="agent-") as scratch:
         folder = Path(scratch)
         subprocess.run([sys.executable, "-c", PREPARE, str(folder)], check=True, cwd=ROOT)
         lines = []
-        for part in (memory, start, latency, throughput, lambda folder: swaps(folder, requests)):
+        for part in (memory, start, imports, latency, throughput, lambda folder: swaps(folder, requests)):
             told = part(folder)
             print("\n".join(told), flush=True)
             lines += told
     text = PAGE.read_text()
-    PAGE.write_text(text[: text.index(MARK) + len(MARK)] + "\n\n" + "\n".join([_machine(), "", *lines]) + "\n")
+    PAGE.write_text(text[: text.index(MARK) + len(MARK)] + "\n\n" + "\n".join([machine(), "", *lines]) + "\n")
 
 
 def prepared(folder: Path) -> None:
@@ -91,7 +109,7 @@ def prepared(folder: Path) -> None:
         "three": {f"m{number}": toys.linear(number + 1) for number in range(3)},
         "timed": {"mean": toys.mean(), "small": toys.linear(1), "slow": toys.layers(_SLOW_LAYERS)},
     }
-    feeds = {"mean": _FEEDS["mean"], "slow": _FEEDS["slow"]}
+    feeds = {"mean": FEEDS["mean"], "slow": FEEDS["slow"]}
     for home, models in homes.items():
         agent = toys.Agent(folder / home)
         agent.start()
@@ -103,7 +121,7 @@ def prepared(folder: Path) -> None:
 
 
 _SLOW_LAYERS = 60
-_FEEDS = {"mean": [1, 3, 224, 224], "small": [1, 4], "slow": [128, 256]}
+FEEDS = {"mean": [1, 3, 224, 224], "small": [1, 4], "slow": [128, 256]}
 
 
 def memory(folder: Path) -> list[str]:
@@ -132,6 +150,19 @@ def start(folder: Path) -> list[str]:
     return ["## Start to first answer", "", f"{line}; median of {STARTS} pairs after one of warm-up.", ""]
 
 
+def imports(_folder: Path) -> list[str]:
+    """What a program waits for `edge_agent.client`, numpy aside."""
+    pairs = [(_import_s("numpy"), _import_s("edge_agent.client")) for _ in range(STARTS + 1)][1:]
+    more = _median([client - numpy for numpy, client in pairs]) * 1000
+    return ["## Import", "", f"`edge_agent.client` takes {more:.0f} ms more than numpy (held to at most 60: {_yes(more <= 60)}); median of {STARTS} pairs.", ""]
+
+
+def _import_s(module: str) -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+    return time.perf_counter() - begin
+
+
 def latency(folder: Path) -> list[str]:
     """Each way of asking against `session.run` here, on the same file."""
     import numpy as np
@@ -140,26 +171,32 @@ def latency(folder: Path) -> list[str]:
     from edge_agent import connect
 
     lines = ["## Latency", "", "| tensor | way | p50 | more than `session.run` | held to |", "| --- | --- | --- | --- | --- |"]
-    with _Running(folder / "timed") as home:
+    with Running(folder / "timed") as home:
         for name, limits in (("mean", {"inprocess": 5, "shm": 75, "http": 350}), ("small", {"inprocess": 5, "shm": 45, "http": None})):
-            x = np.ones(_FEEDS[name], np.float32)
+            x = np.ones(FEEDS[name], np.float32)
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = options.inter_op_num_threads = 1
             session = onnxruntime.InferenceSession(str(home / "active" / name / "model.onnx"), options, providers=["CPUExecutionProvider"])
             models = {way: connect(name, via=way, home=home) for way in limits}
             runs: dict[str, Callable[[], object]] = {"session.run": lambda session=session, x=x: session.run(None, {"x": x})}  # type: ignore[misc]
+            pair = _Pair(str(home / "active" / name / "model.onnx"), x)
+            runs["two bare processes"] = pair.ask
             runs.update({way: lambda model=model, x=x: model({"x": x}) for way, model in models.items()})  # type: ignore[misc]
-            times = _rounds(runs)
+            times = rounds(runs)
             bare = [statistics.median(taken) for taken in times["session.run"]]
             lines.append(f"| {x.nbytes} bytes | session.run | {_median(bare):.1f} µs | | |")
-            for way, limit in limits.items():
+            for way, limit in {"two bare processes": None, **limits}.items():
                 medians = [statistics.median(taken) for taken in times[way]]
-                more, low, high = _interval([one - other for one, other in zip(medians, bare, strict=True)])
+                more, low, high = interval([one - other for one, other in zip(medians, bare, strict=True)])
                 held = "" if limit is None else f"at most {limit} µs: {_yes(more <= limit)}"
                 lines.append(f"| {x.nbytes} bytes | {way} | {_median(medians):.1f} µs | {more:+.1f} µs ({low:+.1f} … {high:+.1f}) | {held} |")
+            pair.close()
             for model in models.values():
                 model.close()
-    told = f"{ROUNDS} rounds of {IN_A_ROW} questions a way after one of warm-up; p50 of a round, median of the rounds' differences, its 95 % interval."
+    told = (
+        f"{ROUNDS} rounds of {IN_A_ROW} questions a way after one of warm-up; p50 of a round, median of the rounds' differences, its 95 % interval. "
+        "Two bare processes share memory and ring each other over a socket, with nothing of the agent: a processor that sleeps takes long to wake."
+    )
     return [*lines, "", told, ""]
 
 
@@ -171,7 +208,7 @@ def throughput(folder: Path) -> list[str]:
         "| model | bare session | agent | share | held to |",
         "| --- | --- | --- | --- | --- |",
     ]
-    with _Running(folder / "timed") as home:
+    with Running(folder / "timed") as home:
         for name, least in (("slow", 0.95), ("mean", 0.4)):
             pairs = [(_bare_rate(home, name), _agents_rate(home, name)) for _ in range(3)]
             share = _median([ours / bare for bare, ours in pairs])
@@ -206,7 +243,7 @@ def swaps(folder: Path, requests: int) -> list[str]:
 # measuring
 
 
-def _rounds(runs: dict[str, Callable[[], object]]) -> dict[str, list[list[float]]]:
+def rounds(runs: dict[str, Callable[[], object]]) -> dict[str, list[list[float]]]:
     """Microseconds of each call, by way and round."""
     times: dict[str, list[list[float]]] = {way: [] for way in runs}
     shuffled, order = random.Random(0), list(runs)
@@ -223,14 +260,14 @@ def _rounds(runs: dict[str, Callable[[], object]]) -> dict[str, list[list[float]
     return times
 
 
-def _interval(values: list[float]) -> tuple[float, float, float]:
+def interval(values: list[float]) -> tuple[float, float, float]:
     """Median, and its 95 % interval (bootstrap)."""
     drawn = random.Random(0)
     medians = sorted(statistics.median(drawn.choices(values, k=len(values))) for _ in range(1000))
     return statistics.median(values), medians[25], medians[974]
 
 
-class _Running:
+class Running:
     """An agent on a home that is there."""
 
     def __init__(self, home: Path) -> None:
@@ -261,7 +298,7 @@ def _until_ready(home: Path) -> None:
 
 
 def _agents_memory(home: Path) -> float:
-    with _Running(home) as running:
+    with Running(home) as running:
         for name in sorted(path.name for path in (running / "active").iterdir()):
             asking = f"import numpy as np; from edge_agent import connect; connect({name!r})(np.ones((1, 4), np.float32))"
             subprocess.run([sys.executable, "-c", asking], env={**os.environ, "EDGE_AGENT_HOME": str(home)}, check=True)
@@ -297,6 +334,32 @@ def _bare_start(home: Path) -> float:
         return time.perf_counter() - begin
 
 
+class _Pair:
+    """A question to a process that has nothing but the session: copied into memory that both share, and rung."""
+
+    def __init__(self, model: str, x: Any) -> None:
+        import numpy as np
+
+        descriptor = os.memfd_create("pair")
+        os.ftruncate(descriptor, 1 << 20)
+        self._x, self._placed = x, np.ndarray(x.shape, x.dtype, mmap.mmap(descriptor, 1 << 20))
+        self._bell, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-c", PAIR, model, str(descriptor), str(theirs.fileno()), str(x.shape)]
+        self._process = subprocess.Popen(command, pass_fds=(descriptor, theirs.fileno()))
+        theirs.close()
+        os.close(descriptor)
+        self._bell.recv(8)
+
+    def ask(self) -> None:
+        self._placed[...] = self._x
+        self._bell.send(b"ask")
+        self._bell.recv(8)
+
+    def close(self) -> None:
+        self._bell.close()
+        self._process.wait()
+
+
 class _bare:  # noqa: N801 - reads as a phrase
     """The script, its first answers given."""
 
@@ -320,7 +383,7 @@ def _bare_rate(home: Path, name: str) -> float:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(home / "active" / name / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    feeds, count = {"x": _ones(_FEEDS[name])}, 0
+    feeds, count = {"x": _ones(FEEDS[name])}, 0
     for _ in range(20):
         session.run(None, feeds)
     begin = time.monotonic()
@@ -331,7 +394,7 @@ def _bare_rate(home: Path, name: str) -> float:
 
 
 def _agents_rate(home: Path, name: str) -> float:
-    command = [sys.executable, "-c", CLIENT, name, json.dumps(_FEEDS[name]), str(THROUGHPUT_S)]
+    command = [sys.executable, "-c", CLIENT, name, json.dumps(FEEDS[name]), str(THROUGHPUT_S)]
     environment = {**os.environ, "EDGE_AGENT_HOME": str(home)}
     clients = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(CLIENTS)]
     for client in clients:
@@ -375,7 +438,7 @@ def _yes(held: bool) -> str:
     return "yes" if held else "**no**"
 
 
-def _machine() -> str:
+def machine() -> str:
     import onnxruntime
 
     found = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
