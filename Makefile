@@ -66,6 +66,7 @@ bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours besid
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.asking
 	$(BIN)/python -m tests.benchmarks.sending
+	$(BIN)/python -m tests.benchmarks.faults
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.loadgen
