@@ -151,12 +151,13 @@ def _parser() -> argparse.ArgumentParser:
     service = verb(
         "service",
         "systemd's units for the agent; with --install, have systemd run it",
-        lambda v, home, a: v.service(home, system=a.system, user=a.user, group=a.group, install=a.install),
+        lambda v, home, a: v.service(home, system=a.system, user=a.user, group=a.group, providers=a.providers, install=a.install),
     )
     service.add_argument("--install", action="store_true", help="put them where systemd reads them, and start the agent by it")
     service.add_argument("--system", action="store_true", help="a service of the system, root's to install, instead of the user's own")
     service.add_argument("--user", help="with --system: whom it runs as (edge-agent)")
     service.add_argument("--group", help="with --system: who may ask, too")
+    service.add_argument("--providers", help="of the onnxruntime that it is to run with, joined by commas; without, they are looked for")
     verb(
         "client-path",
         "the folder by which a virtual environment finds the client: name it in a .pth file there",

@@ -5,6 +5,7 @@
     agent DIGEST [WANTED…]        unpack that agent and make it the current one
     launcher                      have the current one run by this very Python
     runtime TAG DIGEST...         unpack those wheels beside each other, for this Python
+    clients                       let every Python here find the client; root's where the agent is the system's
     teardown [--dry-run]          stop the agent, and remove all that any of these put here
 
 After `agent` and `launcher` every Python of the device finds the client: a .pth file in its site folder names the current agent.
@@ -93,7 +94,7 @@ class BootstrapError(Exception):
 
 
 def main(argv: list[str]) -> int:
-    home = Path(os.environ.get("EDGE_AGENT_HOME") or USER_HOME).expanduser().absolute()
+    home = Path(os.environ.get("EDGE_AGENT_HOME") or (SYSTEM_HOME if os.path.isdir(SYSTEM_HOME) else USER_HOME)).expanduser().absolute()
     try:
         reply = run(home, argv)
     except BootstrapError as problem:
@@ -110,6 +111,8 @@ def run(home: Path, argv: list[str]) -> dict[str, object]:
     verb, *rest = argv
     if verb == "teardown":
         return tear_down(home, dry_run="--dry-run" in rest)
+    if verb == "clients":
+        return {"clients": write_client_paths(home)}
     for folder in ("setup", "agent", "runtime", "bin"):
         make_folder(home / folder)
     with locked(home / "setup" / "lock"):
@@ -355,7 +358,7 @@ def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, objec
 def forget_archives(home: Path, wanted: list[str]) -> None:
     """They are unpacked; what else lies there, nobody came back to. Of the ``wanted`` ones somebody is about to."""
     for path in (home / "setup").iterdir():
-        if path.name != "lock" and path not in [archive(home, digest) for digest in wanted]:
+        if path.name not in ("lock", "group") and path not in [archive(home, digest) for digest in wanted]:  # `group` is account.py's
             path.unlink()
 
 

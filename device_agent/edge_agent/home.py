@@ -1,6 +1,6 @@
 """Where things lie on a device, and how each process of the agent finds them.
 
-    home = resolve()                          # EDGE_AGENT_HOME, else where this code lies, else ~/.local/share/edge-agent
+    home = resolve()                          # EDGE_AGENT_HOME, else where this code lies, else the system's if it has one, else ~/.local/share/edge-agent
     subprocess.Popen(**child("worker", "ocr", home=home))
     use_runtime(home)                         # before the first import of numpy or onnxruntime
 
@@ -22,6 +22,7 @@ from edge_agent.probe import runtime_tag
 
 OLDEST_ONNXRUNTIME = (1, 16)
 QUIET_NUMPY = {"OPENBLAS_NUM_THREADS": "1"}  # nothing here multiplies matrices with it, and the zygote has one thread
+SYSTEM_HOME, SYSTEM_SOCKET = "/var/lib/edge-agent", "/run/edge-agent/agent.sock"
 # sockaddr_un holds 108 bytes with the final NUL; some systems less.
 LONGEST_SOCKET_PATH = 100
 
@@ -31,12 +32,19 @@ def resolve() -> Path:
     named, code = os.environ.get("EDGE_AGENT_HOME"), code_folder()
     if not named and code.parent.name == "agent" and re.fullmatch("[0-9a-f]{16}", code.name):
         return code.parent.parent  # a program that found us by a .pth file asks the agent that put it there
+    if not named and os.path.isdir(SYSTEM_HOME):
+        return Path(SYSTEM_HOME)
     return Path(os.path.abspath(os.path.expanduser(named or "~/.local/share/edge-agent")))
+
+
+def is_systems(home: Path) -> bool:
+    """Whether it is the agent of the whole system: systemd runs it as a user of its own, and holds its socket."""
+    return str(home) == SYSTEM_HOME
 
 
 def socket_path(home: Path) -> Path:
     """The agent's Unix socket."""
-    return home / "agent.sock"
+    return Path(SYSTEM_SOCKET) if is_systems(home) else home / "agent.sock"
 
 
 @contextmanager

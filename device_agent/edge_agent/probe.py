@@ -19,6 +19,7 @@ import sys
 from typing import Any, Dict, Optional, Tuple
 
 FORMAT = 1
+SYSTEM_HOME = "/var/lib/edge-agent"
 FRAME = "edge-agent-reply: "
 
 # What the agent imports of the standard library; Debian's python3-minimal and Yocto lack some.
@@ -48,7 +49,8 @@ print(json.dumps(found))
 
 def facts(home: object = None) -> Dict[str, Any]:
     """Everything that a host wants to know before it sends the first byte. ``home`` is the agent's folder."""
-    folder = os.path.abspath(os.path.expanduser(str(home or os.environ.get("EDGE_AGENT_HOME") or "~/.local/share/edge-agent")))
+    usual = SYSTEM_HOME if os.path.isdir(SYSTEM_HOME) else "~/.local/share/edge-agent"
+    folder = os.path.abspath(os.path.expanduser(str(home or os.environ.get("EDGE_AGENT_HOME") or usual)))
     known = {
         "format": FORMAT,
         "system": platform.system(),
@@ -64,6 +66,8 @@ def facts(home: object = None) -> Dict[str, Any]:
         "memory_bytes": _memory_bytes(),
         "free_bytes": _free_bytes(folder),
         "home": folder,
+        "mode": "system" if folder == SYSTEM_HOME else "user",
+        "systemd": os.path.isdir("/run/systemd/system"),
         "writable": _writable(folder),
         "missing_modules": [name for name in _MODULES if not _importable(name)],
         "files": [path for path in _MARKS if os.path.exists(path)],
@@ -193,6 +197,8 @@ def _agent(folder: str) -> object:
 
 
 def _answers(folder: str) -> bool:
+    if folder == SYSTEM_HOME:  # systemd holds the socket, and starts the agent for whoever asks
+        return os.path.exists("/run/edge-agent/agent.sock")
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -146,7 +146,7 @@ def plan(home: Path, *, user: Optional[str], group: Optional[str] = None, provid
     if set(providers) <= _PROCESSOR_ALONE:
         hardening += _FOR_PROCESSORS + (_FOR_PROCESSORS_OF_A_SYSTEM if user is not None else "")
     identity = "" if user is None else f"User={user}\n" + (f"Group={group}\n" if group else "")
-    owner = "" if user is None else f"SocketUser={user}\n" + (f"SocketGroup={group}\n" if group else "")
+    owner = "" if user is None else f"SocketUser={user}\n" + (f"SocketGroup={group}\n" if group else "") + "DirectoryMode=0755\n"
     return Units(
         Path("/etc/systemd/system") if user is not None else Path("~/.config/systemd/user").expanduser(),
         _SERVICE.format(

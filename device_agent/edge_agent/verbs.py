@@ -80,6 +80,8 @@ def start(home: Path) -> dict[str, Any]:
     running = _alive(home)
     if running is not None:
         return running
+    if homes.is_systems(home):
+        raise Failure("the agent of this system does not answer", "`systemctl status edge-agent.socket edge-agent.service` tells why; systemd runs it")
     _check_configuration(home)
     try:
         home.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -127,14 +129,14 @@ def stop(home: Path) -> dict[str, Any]:
     raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
 
 
-def service(home: Path, *, system: bool, user: str | None, group: str | None, install: bool) -> Any:
+def service(home: Path, *, system: bool, user: str | None, group: str | None, providers: str | None, install: bool) -> Any:
     """The units as text, or put in place: then systemd runs the agent."""
     from edge_agent import service as units
 
-    found = facts_of.runtime(str(home))["onnxruntime"]
-    providers = found["providers"] if found else ["CPUExecutionProvider"]
+    found = None if providers else facts_of.runtime(str(home))["onnxruntime"]
+    known = providers.split(",") if providers else found["providers"] if found else ["CPUExecutionProvider"]
     try:
-        planned = units.plan(home, user=user or "edge-agent" if system else None, group=group if system else None, providers=providers)
+        planned = units.plan(home, user=user or "edge-agent" if system else None, group=group if system else None, providers=known)
         if not install:
             parts = ((units.NAME + ".service", planned.service), (units.NAME + ".socket", planned.socket))
             return "\n".join(f"# {planned.folder / name}\n{text}" for name, text in parts).encode()

@@ -43,6 +43,8 @@ int edge_connect(const char *path)
         length = snprintf(address.sun_path, sizeof address.sun_path, "%s", path);
     else if (folder && *folder)
         length = snprintf(address.sun_path, sizeof address.sun_path, "%s/agent.sock", folder);
+    else if (!access("/run/edge-agent/agent.sock", F_OK)) /* the agent of the whole system */
+        length = snprintf(address.sun_path, sizeof address.sun_path, "/run/edge-agent/agent.sock");
     else
         length = snprintf(address.sun_path, sizeof address.sun_path, "%s/.local/share/edge-agent/agent.sock", home ? home : "");
     if (length < 0 || (size_t)length >= sizeof address.sun_path) {

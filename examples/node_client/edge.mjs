@@ -5,6 +5,7 @@
 //     y.shape, y.data                  // text is an array of strings, in both directions
 //     model.close();
 
+import fs from "node:fs";
 import http from "node:http";
 import os from "node:os";
 import path from "node:path";
@@ -19,9 +20,10 @@ const ARRAYS = new Map([...DATATYPES].map(([array, datatype]) => [datatype, arra
 export class Model {
   #agent = new http.Agent({keepAlive: true});
 
-  constructor(name, {home = process.env.EDGE_AGENT_HOME || path.join(os.homedir(), ".local/share/edge-agent")} = {}) {
+  constructor(name, {home = process.env.EDGE_AGENT_HOME} = {}) {
     this.name = name;
-    this.socketPath = path.join(home, "agent.sock");
+    const systems = "/run/edge-agent/agent.sock";  // the agent of the whole system
+    this.socketPath = !home && fs.existsSync(systems) ? systems : path.join(home || path.join(os.homedir(), ".local/share/edge-agent"), "agent.sock");
   }
 
   // What it takes and gives: {inputs: [{name, datatype, shape}], outputs: …}

@@ -21,7 +21,11 @@ import re
 import socket
 import time
 import zipfile
+<<<<<<< HEAD
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+=======
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,8 +36,10 @@ from edgesdk import agent_package, preflight, sending, sent, signing, transport
 from edgesdk.agent_package import AgentPackage
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.moments import in_seconds
+from edgesdk.privileges import Ask, Root, become, on_terminal
 from edgesdk.progress import Progress, silent
 from edgesdk.replies import (
+    Accounts,
     Activated,
     Activation,
     Answer,
@@ -74,7 +80,12 @@ JOB_STAGES = ("verify", "load", "trial", "swap", "ask", "probation")
 _SWAPPED = ("ask", "probation")  # a job that fails there went back to what ran before
 
 # Where the agent is, the device knows: no path of ours or of a reply goes there.
-_AGENT = ("sh", "-c", 'exec "${EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}/bin/edge-agent" "$@"', "edge-agent")
+_AGENT = (
+    "sh",
+    "-c",
+    'h=${EDGE_AGENT_HOME:-/var/lib/edge-agent}; [ -n "$EDGE_AGENT_HOME" ] || [ -d "$h" ] || h=$HOME/.local/share/edge-agent; exec "$h/bin/edge-agent" "$@"',
+    "edge-agent",
+)
 # What another Python's settings would change; the agent's launcher drops them, too.
 _CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
 # Is our agent here ($1), and does it run that bundle already ($4 and on)? Else tell what the device is: in one command, and so in one round trip.
@@ -205,6 +216,8 @@ def deploy(
         # A device with an agent says later which blobs it lacks; one without lacks all.
         blobs = 0 if facts.agent else sum(blob.size for blob in sending.unique(choice.manifest.blobs))
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
+        if facts.mode == "system" and (plan.agent or plan.wheels):
+            device.become_root()
         set_up(device, facts, plan, progress, signer)
         pushed = sending.push(device, layout, choice.manifest, facts, progress)
         result = device.activate(
@@ -299,10 +312,16 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
                 "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
             )
     if signer:
+<<<<<<< HEAD
         line = signer.line()
         device.persistently(lambda: device.trust(line))
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
     moved = not plan.agent and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
+=======
+        device.trust(signer.line())
+    # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes. That of a system is root's business.
+    moved = not plan.agent and (facts.mode == "user" or device.is_root) and parse(Launcher, device.bootstrap("launcher"), device.host).changed
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
     running = facts.agent is not None and facts.agent.running
     if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
         running_digest = device.persistently(device.status).agent.digest
@@ -312,12 +331,65 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         running = False
     if not running:
         progress("start", 0, 1)
+<<<<<<< HEAD
         device.persistently(lambda: device.ask("start"))
+=======
+        device.start(facts)
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
         progress("start", 1, 1)
     if plan.agent and device.persistently(device.status).agent.digest != plan.agent.name:
         raise DeviceError(
             f"the new agent does not run on `{device.host}`: the one before it does, and answers", f"`edgesdk logs {device.host}` tells why; update edgesdk"
         )
+
+
+def set_up_system(device: Device, ask: Ask = on_terminal, progress: Progress = silent) -> SetUp:
+    """Prepare a device for all of its users: systemd runs the agent as a user of its own. Needs root, or sudo. What was sent.
+
+    Raises Refused, DeviceError.
+    """
+    login = device.facts()
+    check_for_system(login, device.host)
+    device.become_root(ask)
+    device.account("make", *([login.user] if login.user else []))
+    device.reconnect()  # the login user's new group holds from then on
+    facts = device.facts()
+    signer, plan = first_signer(facts), plan_set_up(facts)
+    preflight.check_space(plan.needed_bytes, facts, device.host)
+    set_up(device, facts, plan, progress, signer)
+    if facts.agent and facts.agent.running and not (plan.agent or plan.wheels):
+        device.start(facts)  # the units may be of an earlier edgesdk
+    device.bootstrap("clients", as_root=True)
+    return plan
+
+
+def check_for_system(facts: Facts, host: str) -> None:
+    """Raises Refused where it cannot be, or a user there has an agent of his own."""
+    preflight.check_system(facts, host)
+    where = preflight.words(facts, host)
+    if not facts.systemd:
+        raise Refused(f"{where} runs no systemd, which the agent of a system needs", f"set it up for one user: `edgesdk setup {host}`")
+    if facts.mode == "user" and facts.agent is not None:
+        raise Refused(f"{facts.user} on {where} has an agent already, at {facts.home}", f"`edgesdk teardown {host}` first: two would not know of each other")
+
+
+def set_up_words(facts: Facts, plan: SetUp, signer: Signer | None, *, system: bool) -> list[str]:
+    """What a set-up would do, a line each."""
+    fresh = facts.agent is None
+    folder = preflight.SYSTEM_HOME if system else facts.home
+    lines = ["make the group edge and the user edge-agent, by root or sudo"] * (system and fresh)
+    lines += [f"put {facts.user} into the group edge: its members may ask the agent"] * (system and fresh and facts.user not in (None, "root"))
+    if plan.agent:
+        lines.append(f"send the agent, {len(plan.agent.data) / 1e6:.1f} MB, to {folder}/agent/{plan.agent.name}")
+    lines += [f"send {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, to {folder}/runtime" for wheel in plan.wheels]
+    lines += [f"trust bundles that {signer.principal} signs ({signer.fingerprint}), and no others"] * (signer is not None) if signer else []
+    if fresh:
+        lines.append("let every Python there find the client: a file edge-agent.pth in its site folder")
+    if system:
+        lines.append("write /etc/systemd/system/edge-agent.service and .socket, and have systemd run the agent; it listens at /run/edge-agent/agent.sock")
+    elif plan.agent or plan.wheels or fresh:
+        lines.append(f"start the agent as {facts.user}; it listens at {folder}/agent.sock")
+    return lines
 
 
 def first_signer(facts: Facts) -> Signer | None:
@@ -331,6 +403,7 @@ class Device:
     def __init__(self, open_transport: Callable[[], Transport]) -> None:
         self._open = open_transport
         self._transport = open_transport()
+        self._root: Root | None = None
         self.host = self._transport.host
         self.arrived = 0  # bytes that it said it has: whoever sends counts, and as long as there come more `persistently` goes on
 
@@ -360,10 +433,16 @@ class Device:
 
     def facts(self) -> Facts:
         """What it is. Needs nothing on the device but python3; raises DeviceError or Refused where that is missing or too old."""
+<<<<<<< HEAD
         done = self._run("probe", [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")], silence_s=120)
         return self._facts(done, framed(done.stdout))
 
     def _facts(self, done: Completed, document: dict[str, Any] | None) -> Facts:
+=======
+        argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")]
+        done = self._run("probe", *self._as_owner(argv), silence_s=120)
+        document = framed(done.stdout)
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
         if document is None:
             raise self._no_facts(done)
         return parse(Facts, document, self.host)
@@ -383,8 +462,16 @@ class Device:
         return self._reply(Removed, "remove", name)
 
     def tear_down(self, *, dry_run: bool = False) -> TornDown:
-        """Stop the agent and remove all that was put there. Needs no agent that works."""
-        return parse(TornDown, self.bootstrap("teardown", *(["--dry-run"] if dry_run else [])), self.host)
+        """Stop the agent and remove all that was put there. Needs no agent that works, but root where it is the system's."""
+        flags = ["--dry-run"] if dry_run else []
+        if self._root is None and self.facts().mode == "user":
+            return parse(TornDown, self.bootstrap("teardown", *flags), self.host)
+        self.become_root()
+        accounts = parse(Accounts, self.account("remove", "--dry-run"), self.host).removed
+        gone = parse(TornDown, self.bootstrap("teardown", *flags, as_root=True), self.host)
+        if not dry_run:
+            self.account("remove", *(["--group"] if any(one.startswith("group ") for one in accounts) else []))
+        return gone.model_copy(update={"removed": (*gone.removed, *accounts)})
 
     def infer(self, name: str, feeds: Mapping[str, NDArray[Any]] | None = None) -> Answer:
         """Ask a model; without ``feeds``, its first golden input, and the answer says whether it agrees."""
@@ -472,11 +559,11 @@ class Device:
 
     def trust(self, line: str) -> Trusted:
         """Have it take bundles of one more signer, given as a line of allowed_signers, and from then on no unsigned ones."""
-        return self._reply(Trusted, "trust", "--add", stdin=[line.encode()])
+        return self._owner_reply(Trusted, "trust", "--add", stdin=[line.encode()])
 
     def revoke(self, fingerprint: str) -> Trusted:
         """Have it refuse whatever that key signed."""
-        return self._reply(Trusted, "trust", "--revoke", fingerprint)
+        return self._owner_reply(Trusted, "trust", "--revoke", fingerprint)
 
     def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
         """Back to the version that ran before."""
@@ -487,10 +574,55 @@ class Device:
         done = self._run(verb[0], [*_AGENT, *verb], stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
         return self._answered(done, verb[0])
 
-    def bootstrap(self, *verb: str, stdin: Iterable[bytes] = ()) -> dict[str, Any]:
-        """One verb of the program that sets an empty device up (edge_agent/bootstrap.py)."""
+    def bootstrap(self, *verb: str, stdin: Iterable[bytes] = (), as_root: bool = False) -> dict[str, Any]:
+        """One verb of the program that sets an empty device up (edge_agent/bootstrap.py). In system mode it is edge-agent's work, but for what is root's."""
         argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("bootstrap"), *verb]
-        return self._answered(self._run("set-up", argv, stdin=stdin, silence_s=300), "set-up")
+        command, fed = self._as_root(["env", f"EDGE_AGENT_HOME={preflight.SYSTEM_HOME}", *argv], stdin) if as_root else self._as_owner(argv, stdin)
+        return self._answered(self._run("set-up", command, fed, silence_s=300), "set-up")
+
+    def account(self, *verb: str, stdin: Iterable[bytes] = ()) -> dict[str, Any]:
+        """One verb of root's part of a set-up for the whole system (edge_agent/account.py)."""
+        return self._answered(self._run("set-up", *self._as_root(self._account(*verb), stdin), silence_s=300), "set-up")
+
+    def start(self, facts: Facts) -> None:
+        """Have the agent run: as the login user, or by systemd where it is the system's."""
+        if self._root is None:
+            self.ask("start")
+            return
+        package, found = agent_package.build(), self.facts().onnxruntime or facts.onnxruntime
+        providers = ",".join(found.providers) if found else "CPUExecutionProvider"
+        self.account("service", package.digest, str(len(package.data)), providers, stdin=_chunks(io.BytesIO(package.data), len(package.data)))
+
+    @property
+    def is_root(self) -> bool:
+        return self._root is not None
+
+    def become_root(self, ask: Ask = on_terminal) -> None:
+        """From now on the set-up's verbs are root's, and edge-agent's: see `privileges`. Raises Refused."""
+        if self._root is None:
+            self._root = become(self._transport, ask)
+
+    def reconnect(self) -> None:
+        self._transport.close()
+        self._transport = self._open()
+
+    def _account(self, *verb: str) -> list[str]:
+        return [self._transport.python, "-I", "-c", agent_package.source_of("account"), *verb]
+
+    def _as_root(self, argv: Sequence[str], stdin: Iterable[bytes] = ()) -> tuple[list[str], Iterable[bytes]]:
+        assert self._root is not None  # `become_root` comes first
+        return self._root.argv(argv), self._root.stdin(stdin)
+
+    def _as_owner(self, argv: Sequence[str], stdin: Iterable[bytes] = ()) -> tuple[list[str], Iterable[bytes]]:
+        """As whom the agent's folder belongs to."""
+        return self._as_root(self._account("run", *argv), stdin) if self._root else (list(argv), stdin)
+
+    def _owner_reply(self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = ()) -> Kind:
+        """Of a verb that writes into the agent's folder itself."""
+        if self._root is None and self.facts().mode == "system":
+            self.become_root()
+        command, fed = self._as_owner([*_AGENT, *verb], stdin)
+        return parse(kind, self._answered(self._run(verb[0], command, fed, silence_s=90), verb[0]), self.host)
 
     def persistently(self, work: Callable[[], Result]) -> Result:
         """Do it again over a new connection when the old one breaks: for a minute, and as long as more arrives each time.
@@ -504,6 +636,7 @@ class Device:
             except ConnectionFailed as error:
                 if error.final:
                     raise
+<<<<<<< HEAD
                 if self.arrived > before:
                     before, deadline, pause_s = self.arrived, time.monotonic() + _RECONNECT_S, 0.0
                 elif time.monotonic() > deadline:
@@ -517,6 +650,10 @@ class Device:
                 except ConnectionFailed as error:
                     if error.final or time.monotonic() > deadline:
                         raise
+=======
+                self.reconnect()
+        return None
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
 
     def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
         result = self._finish(Activation, start, progress, repeatable=repeatable, until="" if wait else "probation").result
@@ -572,10 +709,11 @@ class Device:
 
     def _try_to_reconnect(self) -> None:
         try:
-            self._reconnect()
+            self.reconnect()
         except ConnectionFailed:
             return  # the next question says so again, until the time is up
 
+<<<<<<< HEAD
     def _reconnect(self) -> None:
         self._transport.close()
         self._transport = self._open()
@@ -583,9 +721,12 @@ class Device:
     def _reply(
         self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = _SILENCE_S, most_bytes: int = transport.MAX_REPLY_BYTES
     ) -> Kind:
+=======
+    def _reply(self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> Kind:
+>>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
         return parse(kind, self.ask(*verb, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes), self.host)
 
-    def _run(self, stage: str, argv: list[str], *, stdin: Iterable[bytes] = (), silence_s: float, most_bytes: int = transport.MAX_REPLY_BYTES) -> Completed:
+    def _run(self, stage: str, argv: list[str], stdin: Iterable[bytes] = (), *, silence_s: float, most_bytes: int = transport.MAX_REPLY_BYTES) -> Completed:
         try:
             return self._transport.run(argv, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes)
         except ConnectionFailed as error:
@@ -603,6 +744,10 @@ class Device:
         return document
 
     def _no_answer(self, done: Completed, what: str) -> DeviceError:
+        if done.returncode == 126 and preflight.SYSTEM_HOME in done.stderr:
+            return DeviceError(
+                f"this user may not ask the agent of `{self.host}`", "its members of the group edge may: `usermod -aG edge USER` there, then log in anew"
+            )
         if done.returncode in (126, 127):
             return DeviceError(f"`{self.host}` has no agent yet", f"`edgesdk setup {self.host}`, or `edgesdk deploy {self.host}`, which does it when needed")
         return DeviceError(

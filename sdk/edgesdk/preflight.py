@@ -24,6 +24,7 @@ from edgesdk.runtimes import version_of
 from edgesdk.transport import LOCAL
 
 OLDEST_PYTHON = (3, 9)
+SYSTEM_HOME = "/var/lib/edge-agent"
 _SPARE_BYTES = 1 << 20
 
 
@@ -179,7 +180,7 @@ def check_system(facts: Facts, host: str) -> None:
         raise old_python(host, facts.python)
     if facts.missing_modules:
         raise Refused(f"python3 on {where} lacks {', '.join(facts.missing_modules)}", "install the full package: `apt-get install python3`")
-    if facts.writable is False:
+    if facts.writable is False and facts.mode == "user":  # in system mode the agent itself writes there
         raise Refused(f"the user {facts.user} on {where} may not write to {facts.home}", "set EDGE_AGENT_HOME there, or change the folder's owner")
 
 

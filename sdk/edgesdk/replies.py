@@ -107,6 +107,8 @@ class Facts(Reply):
     memory_bytes: Count | None = None
     free_bytes: Count | None = None
     home: Text
+    mode: Literal["user", "system"] = "user"
+    systemd: bool = False
     writable: bool | None = None
     missing_modules: tuple[Text, ...] = ()
     files: tuple[Text, ...] = ()
@@ -371,6 +373,12 @@ class TornDown(Reply):
     dry_run: bool
     removed: tuple[Text, ...] = ()
     kept: tuple[Text, ...] = ()
+
+
+class Accounts(Reply):
+    """A user and a group that a set-up made, and a teardown removes."""
+
+    removed: tuple[Text, ...] = ()
 
 
 class Logs(Reply):

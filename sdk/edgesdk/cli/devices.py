@@ -35,14 +35,36 @@ def register(app: typer.Typer) -> None:
         app.command()(verb)
 
 
-def setup(host: Host = "local", wheelhouse: Wheelhouse = None, *, as_json: AsJson = False) -> None:
+def setup(
+    host: Host = "local",
+    wheelhouse: Wheelhouse = None,
+    *,
+    system: Annotated[
+        bool,
+        typer.Option(
+            "--system", help="for all users there: systemd runs the agent as a user of its own. Wants root, or sudo, whose password is asked for once"
+        ),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done; wheels are fetched to this machine for that")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Prepare a device: the agent, and onnxruntime where there is none. `deploy` does it when needed."""
     from edgesdk import device
 
     with device.connect(host) as opened, progress() as advance:
         facts = opened.facts()
-        plan = device.plan_set_up(facts, wheelhouse=wheelhouse)
-        device.set_up(opened, facts, plan, advance, device.first_signer(facts))
+        systems = system or facts.mode == "system"
+        if dry_run:
+            if systems:
+                device.check_for_system(facts, host)
+            would = device.set_up_words(facts, device.plan_set_up(facts, wheelhouse=wheelhouse), device.first_signer(facts), system=systems)
+            show({"host": host, "would": would}, "\n".join(f"{host}: would {line}" for line in would) or f"{host}: nothing is left to do", as_json=as_json)
+            return
+        if systems:
+            plan = device.set_up_system(opened, wheelhouse=wheelhouse, progress=advance)
+        else:
+            plan = device.plan_set_up(facts, wheelhouse=wheelhouse)
+            device.set_up(opened, facts, plan, advance, device.first_signer(facts))
         found = opened.status()
     sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
     text = f"{host}: agent {found.agent.version} runs with onnxruntime {found.agent.onnxruntime} ({', '.join(sent) or 'nothing'} sent)"

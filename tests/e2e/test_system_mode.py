@@ -1,0 +1,157 @@
+"""The agent of a whole system: a user of its own, root for what root has to do, and nothing left when it is torn down."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgesdk import device
+from edgesdk.cli import app
+from edgesdk.errors import DeviceError, Refused
+from edgesdk.privileges import Ask
+from tests.bundles import write_bundle
+from tests.e2e.bare import BareDevice, bare_device, needs_bare
+from tests.e2e.test_systemd_device import WIDTH, asked
+
+pytestmark = needs_bare
+
+# The testbed's device has no sudo. This one does for root what sudo does: it wants a password, and only when it has none that it remembers.
+SUDO = """#!/bin/sh
+# sudo [-n] [-k] [-S] [-p PROMPT] [-V] -- COMMAND
+while :; do
+    case $1 in
+        -n) never=1; shift;;
+        -k) shift;;
+        -S) ask=1; shift;;
+        -p) shift 2;;
+        -V) exit 0;;
+        --) shift; break;;
+        *) break;;
+    esac
+done
+[ -z "$never" ] || { echo "sudo: a password is required" >&2; exit 1; }
+IFS= read -r word
+[ "$word" = "open sesame" ] || { echo "sudo: 1 incorrect password attempt" >&2; exit 1; }
+exec /usr/local/bin/rootly "$@"
+"""
+
+
+@pytest.fixture(scope="module")
+def board() -> Iterator[BareDevice]:
+    with bare_device("system", "--systemd") as started, pytest.MonkeyPatch.context() as patched:
+        patched.setenv("EDGESDK_SSH_CONFIG", str(started.config))
+        yield started
+
+
+def users(board: BareDevice) -> str:
+    return board.ssh(
+        "cat /etc/passwd /etc/group; ls /run /var/lib /etc/systemd/system /usr/local/lib; find / -xdev -name '*edge*agent*' 2>/dev/null", user="root"
+    )
+
+
+def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board: BareDevice, tmp_path: Path) -> None:
+    before = users(board)
+    config = tmp_path / "config"
+    config.write_text(board.config.read_text().replace("User pi", "User root"))
+    os.environ["EDGESDK_SSH_CONFIG"] = str(config)
+    try:
+        with device.connect(board.name) as there:
+            login = there.facts()
+            assert (login.user, login.mode) == ("root", "user")
+            would = device.set_up_words(login, device.plan_set_up(login), None, system=True)
+            assert any("group edge" in line for line in would) and any("/etc/systemd/system" in line for line in would)
+            assert users(board) == before, "a dry run does nothing"
+            device.set_up_system(there)
+            assert there.status().agent.home == "/var/lib/edge-agent"
+    finally:
+        os.environ["EDGESDK_SSH_CONFIG"] = str(board.config)
+    board.ssh("usermod -aG edge pi", user="root")
+
+    # whose it is, and who may what
+    modes = board.ssh("stat -c '%A %U %G %n' /var/lib/edge-agent /run/edge-agent/agent.sock /var/lib/edge-agent/blobs", user="root").splitlines()
+    assert modes == [
+        "drwxr-x--- edge-agent edge /var/lib/edge-agent",
+        "srw-rw---- edge-agent edge /run/edge-agent/agent.sock",
+        "drwxr-x--- edge-agent edge /var/lib/edge-agent/blobs",
+    ]
+    pid = board.ssh("systemctl show -P MainPID edge-agent", user="root").strip()
+    status = board.ssh(f"cat /proc/{pid}/status", user="root")
+    assert "CapEff:\t0000000000000000" in status and "Uid:\t0" not in status
+
+    # the login user's verbs are thin: he sends, has it activated, asks, and writes nothing there himself
+    with device.connect(board.name) as pi:
+        facts = pi.facts()
+        assert (facts.user, facts.mode, facts.home, facts.writable) == ("pi", "system", "/var/lib/edge-agent", False)
+        assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+        assert pi.infer("toy").agrees
+        assert device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1), stage=device.Stage()).outcome == "staged"
+        assert pi.activate("toy").outcome == "active"
+        assert pi.rollback("toy").release == 1
+        with pytest.raises(Refused, match="is not root, and there is no sudo"):
+            pi.trust("ana ssh-ed25519 AAAA")
+    assert asked(board) == "1"
+    board.ssh("/var/lib/edge-agent/bin/edge-agent tcp 0")
+    assert board.ssh("touch /var/lib/edge-agent/x; cat /var/lib/edge-agent/secrets/token", check=False).count("ermission denied") == 2
+    assert board.ssh("stat -c '%A %U' /var/lib/edge-agent/secrets", user="root").strip() == "drwx------ edge-agent"
+    board.reboot()
+    assert asked(board) == "1"
+
+    # a user outside of the group gets nothing, and is told why
+    board.ssh("gpasswd -d pi edge", user="root")
+    with device.connect(board.name) as pi, pytest.raises(DeviceError, match="may not ask the agent") as caught:
+        pi.status()
+    assert "usermod -aG edge" in caught.value.hint
+    board.ssh("usermod -aG edge pi", user="root")
+
+    # an update is root's again; a teardown leaves nothing
+    with device.connect(board.name) as pi, pytest.raises(Refused, match="is not root"):
+        pi.tear_down(dry_run=True)
+    os.environ["EDGESDK_SSH_CONFIG"] = str(config)
+    try:
+        with device.connect(board.name) as there:
+            device.set_up_system(there)  # again: nothing is done twice, and it answers
+            assert there.status().models[0].release == 1
+            would = there.tear_down(dry_run=True)
+            assert {"user edge-agent", "group edge", "/var/lib/edge-agent", "/etc/systemd/system/edge-agent.service"} <= set(would.removed)
+        with pytest.raises(SystemExit) as ended:
+            app(["teardown", board.name, "--yes"])
+        assert ended.value.code == 0
+    finally:
+        os.environ["EDGESDK_SSH_CONFIG"] = str(board.config)
+    assert "edge" not in before
+    assert "edge" not in users(board)
+
+
+def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: BareDevice, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A stand-in for sudo, since the testbed's Debian has none, with a small program that is root's and setuid."""
+    rootly = "#include <unistd.h>\nint main(int c, char **v) { setgid(0); setuid(0); return execvp(v[1], v + 1); }"
+    (tmp_path / "rootly.c").write_text(rootly)
+    if not shutil.which("cc"):
+        pytest.skip("needs a C compiler")
+    subprocess.run(["cc", "-static", "-o", tmp_path / "rootly", tmp_path / "rootly.c"], check=True)
+    for name, data in (("rootly", (tmp_path / "rootly").read_bytes()), ("sudo", SUDO.encode())):
+        put = ["ssh", "-F", board.config, "-l", "root", board.name, f"cat > /usr/local/bin/{name}; chmod 4755 /usr/local/bin/{name}"]
+        subprocess.run(put, input=data, check=True, timeout=60)
+    asked_for: list[str] = []
+
+    def typed(word: str) -> Ask:
+        return lambda question: asked_for.append(question) or word
+
+    with device.connect(board.name) as pi:
+        with pytest.raises(Refused, match="does not make pi root with that password"):
+            device.set_up_system(pi, typed("guessed"))
+        device.set_up_system(pi, typed("open sesame"))
+        assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
+        assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+        assert len(asked_for) == 2 and asked_for[0] == "password of pi on system, for sudo: "
+        gone = pi.tear_down()
+    assert {"user edge-agent", "group edge"} <= set(gone.removed)
+    assert "open sesame" not in repr(pi.__dict__)
+    assert "open sesame" not in "".join(capfd.readouterr())
+    counted = board.ssh("(journalctl --no-pager; cat /var/log/*) 2>/dev/null | grep -ac 'open sesame'", user="root", check=False)
+    assert counted.strip() == "0"
