@@ -21,11 +21,7 @@ import re
 import socket
 import time
 import zipfile
-<<<<<<< HEAD
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-=======
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -80,17 +76,13 @@ JOB_STAGES = ("verify", "load", "trial", "swap", "ask", "probation")
 _SWAPPED = ("ask", "probation")  # a job that fails there went back to what ran before
 
 # Where the agent is, the device knows: no path of ours or of a reply goes there.
-_AGENT = (
-    "sh",
-    "-c",
-    'h=${EDGE_AGENT_HOME:-/var/lib/edge-agent}; [ -n "$EDGE_AGENT_HOME" ] || [ -d "$h" ] || h=$HOME/.local/share/edge-agent; exec "$h/bin/edge-agent" "$@"',
-    "edge-agent",
-)
+_HOME = 'home=$EDGE_AGENT_HOME; if [ -z "$home" ]; then home=/var/lib/edge-agent; [ -d "$home" ] || home=$HOME/.local/share/edge-agent; fi'
+_AGENT = ("sh", "-c", f'{_HOME}; exec "$home/bin/edge-agent" "$@"', "edge-agent")
 # What another Python's settings would change; the agent's launcher drops them, too.
 _CLEAN = ("env", "-u", "PYTHONPATH", "-u", "PYTHONHOME")
 # Is our agent here ($1), and does it run that bundle already ($4 and on)? Else tell what the device is: in one command, and so in one round trip.
 _GLANCE = f"""agent=$1 python=$2 probe=$3; shift 3
-home="${{EDGE_AGENT_HOME:-$HOME/.local/share/edge-agent}}"
+{_HOME}
 [ "$(readlink "$home/agent/current" 2>/dev/null)" = "$agent" ] && "$home/bin/edge-agent" current "$@" && exit
 exec {" ".join(_CLEAN)} "$python" -I -c "$probe"
 """
@@ -312,16 +304,11 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
                 "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
             )
     if signer:
-<<<<<<< HEAD
         line = signer.line()
         device.persistently(lambda: device.trust(line))
-    # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes.
-    moved = not plan.agent and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
-=======
-        device.trust(signer.line())
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes. That of a system is root's business.
-    moved = not plan.agent and (facts.mode == "user" or device.is_root) and parse(Launcher, device.bootstrap("launcher"), device.host).changed
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
+    ours = not plan.agent and (facts.mode == "user" or device.is_root)
+    moved = ours and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
     running = facts.agent is not None and facts.agent.running
     if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
         running_digest = device.persistently(device.status).agent.digest
@@ -331,11 +318,7 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         running = False
     if not running:
         progress("start", 0, 1)
-<<<<<<< HEAD
-        device.persistently(lambda: device.ask("start"))
-=======
-        device.start(facts)
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
+        device.persistently(lambda: device.start(facts))
         progress("start", 1, 1)
     if plan.agent and device.persistently(device.status).agent.digest != plan.agent.name:
         raise DeviceError(
@@ -343,7 +326,7 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         )
 
 
-def set_up_system(device: Device, ask: Ask = on_terminal, progress: Progress = silent) -> SetUp:
+def set_up_system(device: Device, ask: Ask = on_terminal, *, wheelhouse: Path | None = None, progress: Progress = silent) -> SetUp:
     """Prepare a device for all of its users: systemd runs the agent as a user of its own. Needs root, or sudo. What was sent.
 
     Raises Refused, DeviceError.
@@ -354,7 +337,7 @@ def set_up_system(device: Device, ask: Ask = on_terminal, progress: Progress = s
     device.account("make", *([login.user] if login.user else []))
     device.reconnect()  # the login user's new group holds from then on
     facts = device.facts()
-    signer, plan = first_signer(facts), plan_set_up(facts)
+    signer, plan = first_signer(facts), plan_set_up(facts, wheelhouse=wheelhouse)
     preflight.check_space(plan.needed_bytes, facts, device.host)
     set_up(device, facts, plan, progress, signer)
     if facts.agent and facts.agent.running and not (plan.agent or plan.wheels):
@@ -433,16 +416,11 @@ class Device:
 
     def facts(self) -> Facts:
         """What it is. Needs nothing on the device but python3; raises DeviceError or Refused where that is missing or too old."""
-<<<<<<< HEAD
-        done = self._run("probe", [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")], silence_s=120)
+        argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")]
+        done = self._run("probe", *self._as_owner(argv), silence_s=120)
         return self._facts(done, framed(done.stdout))
 
     def _facts(self, done: Completed, document: dict[str, Any] | None) -> Facts:
-=======
-        argv = [*_CLEAN, self._transport.python, "-I", "-c", agent_package.source_of("probe")]
-        done = self._run("probe", *self._as_owner(argv), silence_s=120)
-        document = framed(done.stdout)
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
         if document is None:
             raise self._no_facts(done)
         return parse(Facts, document, self.host)
@@ -591,7 +569,7 @@ class Device:
             return
         package, found = agent_package.build(), self.facts().onnxruntime or facts.onnxruntime
         providers = ",".join(found.providers) if found else "CPUExecutionProvider"
-        self.account("service", package.digest, str(len(package.data)), providers, stdin=_chunks(io.BytesIO(package.data), len(package.data)))
+        self.account("service", package.digest, str(len(package.data)), providers, stdin=[package.data])
 
     @property
     def is_root(self) -> bool:
@@ -636,7 +614,6 @@ class Device:
             except ConnectionFailed as error:
                 if error.final:
                     raise
-<<<<<<< HEAD
                 if self.arrived > before:
                     before, deadline, pause_s = self.arrived, time.monotonic() + _RECONNECT_S, 0.0
                 elif time.monotonic() > deadline:
@@ -645,15 +622,11 @@ class Device:
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s or 0.2, _MOST_PAUSE_S)
                 try:
-                    self._reconnect()
+                    self.reconnect()
                     break
                 except ConnectionFailed as error:
                     if error.final or time.monotonic() > deadline:
                         raise
-=======
-                self.reconnect()
-        return None
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
 
     def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
         result = self._finish(Activation, start, progress, repeatable=repeatable, until="" if wait else "probation").result
@@ -713,17 +686,9 @@ class Device:
         except ConnectionFailed:
             return  # the next question says so again, until the time is up
 
-<<<<<<< HEAD
-    def _reconnect(self) -> None:
-        self._transport.close()
-        self._transport = self._open()
-
     def _reply(
         self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = _SILENCE_S, most_bytes: int = transport.MAX_REPLY_BYTES
     ) -> Kind:
-=======
-    def _reply(self, kind: type[Kind], *verb: str, stdin: Iterable[bytes] = (), silence_s: float = 90, most_bytes: int = transport.MAX_REPLY_BYTES) -> Kind:
->>>>>>> 3e364fd (An agent for the whole system: root makes an account and writes units, and runs nothing of ours)
         return parse(kind, self.ask(*verb, stdin=stdin, silence_s=silence_s, most_bytes=most_bytes), self.host)
 
     def _run(self, stage: str, argv: list[str], stdin: Iterable[bytes] = (), *, silence_s: float, most_bytes: int = transport.MAX_REPLY_BYTES) -> Completed:

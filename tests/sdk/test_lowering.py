@@ -105,7 +105,7 @@ def test_a_python_for_which_only_older_wheels_are_built_gets_these_and_the_model
 ) -> None:
     wheel = tmp_path / "onnxruntime-1.17.3-x.whl"
 
-    def wheels(_: Facts, oldest: str) -> list[Path]:
+    def wheels(_: Facts, oldest: str, wheelhouse: Path | None = None) -> list[Path]:
         if oldest != "1.16":
             raise TooNew("there is no onnxruntime new enough")
         return [wheel]
@@ -114,12 +114,12 @@ def test_a_python_for_which_only_older_wheels_are_built_gets_these_and_the_model
     monkeypatch.setattr(signing, "in_use", lambda: None)
     bare = facts(PC, onnxruntime=None, numpy=None)
     layout = stack.enter_context(Layout.open(newer(tmp_path / "b")))
-    _, choice, plan = device.fitted(stack, layout, chosen(layout, bare), bare, "pi", lambda *_: None)
+    _, choice, plan = device.fitted(stack, layout, chosen(layout, bare), bare, "pi", None, lambda *_: None)
     assert plan.wheels == (wheel,) and choice.description.opset == 20
     # What no conversion helps, says so as before.
     other = stack.enter_context(Layout.open(bundles.write_bundle(tmp_path / "c", needs="1.20.0")))
     with pytest.raises(TooNew):
-        device.fitted(stack, other, chosen(other, bare), bare, "pi", lambda *_: None)
+        device.fitted(stack, other, chosen(other, bare), bare, "pi", None, lambda *_: None)
 
 
 def test_a_device_that_takes_signed_bundles_only_wants_the_converted_one_signed_too(
@@ -129,7 +129,7 @@ def test_a_device_that_takes_signed_bundles_only_wants_the_converted_one_signed_
     demanding = facts(OLD, trust={"known": True, "demanded": True, "ssh_keygen": True})
     layout = stack.enter_context(Layout.open(newer(tmp_path / "b")))
     with pytest.raises(Refused, match=r"needs onnxruntime 1\.18\.0, `pi` \(x86_64\) runs 1\.17\.3; converted it has to be signed anew"):
-        device.fitted(stack, layout, chosen(layout, demanding), demanding, "pi", lambda *_: None)
+        device.fitted(stack, layout, chosen(layout, demanding), demanding, "pi", None, lambda *_: None)
 
 
 @pytest.mark.e2e
@@ -141,7 +141,7 @@ def test_the_converted_bundle_is_deployed_and_again_it_is_unchanged(tmp_path: Pa
             pytest.skip("this machine takes another profile")
         said = here.facts
         old = {"version": "1.17.3", "where": "system"}
-        monkeypatch.setattr(here, "facts", lambda: facts(said(), onnxruntime=(said().onnxruntime or CPU).to_dict() | old))
+        monkeypatch.setattr(here, "glance", lambda *_: facts(said(), onnxruntime=(said().onnxruntime or CPU).to_dict() | old))
         try:
             first = device.deploy(here, newer(tmp_path / "b"))
             assert (first.outcome, first.converted) == ("active", "opset 21 to 20")
