@@ -16,7 +16,7 @@ from edgesdk.errors import ConnectionFailed, DeviceError
 from edgesdk.transport import Completed, Transport, connect
 from tests.bundles import answer, inputs, write_bundle
 from tests.e2e.conftest import Bench
-from tests.e2e.links import Link, slow_link
+from tests.e2e.links import Counter, Link, slow_link
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.uname().machine != "x86_64", reason="the bundles are for x86-cpu")]
 
@@ -120,6 +120,23 @@ def test_who_sends_and_who_receives_give_up_a_link_that_stalls_and_another_host_
         other = device.attempt("pi", bundle)
     assert other.outcome == "active", other.error
     assert other.bytes_sent < 0.6 * size_of(bundle)
+
+
+def test_what_has_not_changed_costs_two_round_trips(bench: Bench, tmp_path: Path) -> None:
+    """Beyond those of SSH itself: a channel, and one command that looks, asks the golden question, and tells."""
+    port, bundle = prepared(bench), write_bundle(tmp_path / "b")
+    assert device.attempt("pi", bundle).outcome == "active"
+    with Counter("127.0.0.1", port) as door:
+        bench.entry("door", door.port, f"  HostKeyAlias [127.0.0.1]:{port}")
+        with connect("door"):
+            pass
+        handshake = door.answers
+        again = device.attempt("door", bundle)
+        assert (again.outcome, again.bytes_sent) == ("unchanged", 0) and again.first_answer_ms
+        assert door.answers - 2 * handshake <= 2
+        before = door.answers
+        assert device.attempt("door", write_bundle(tmp_path / "new", release=2, seed=1)).outcome == "active"
+        assert door.answers - before - handshake > 2  # it does count
 
 
 class Forgetful:
