@@ -65,6 +65,7 @@ suite: .venv-peers/.ready suite-data # every model for every profile, and in Ope
 bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
 	$(BIN)/python -m tests.benchmarks.asking
+	.venv-servers/bin/python -m tests.benchmarks.servers
 	$(BIN)/python -m tests.benchmarks.sending
 	$(BIN)/python -m tests.benchmarks.faults
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
@@ -77,6 +78,12 @@ bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours besid
 	.venv-peers/bin/python -m pip install --quiet -r requirements-peers.txt
 	.venv-peers/bin/python -m pip uninstall --quiet --yes openvino-telemetry # openvino does without, and nothing is sent anywhere
 	.venv-peers/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv-servers/.ready: requirements-servers.txt pyproject.toml
+	$(PYTHON) -m venv .venv-servers
+	.venv-servers/bin/python -m pip install --quiet -r requirements-servers.txt
+	.venv-servers/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(READY): requirements.lock pyproject.toml
@@ -134,4 +141,4 @@ lock: # the pins, from pyproject.toml
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock" --extra sklearn --group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf .venv .venv-oldest .venv-openvino .venv-peers .venv-quark .cache bundles
+	rm -rf .venv .venv-oldest .venv-openvino .venv-peers .venv-servers .venv-quark .cache bundles

@@ -37,6 +37,7 @@ class Counters:
     total: Histogram = field(default_factory=Histogram)
     failed_total: Histogram = field(default_factory=Histogram)
     phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
+    joined: int = 0  # questions that the model was asked together with an earlier one
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -69,9 +70,12 @@ class Counters:
             self._touch()
 
     def add_counts(self, counts: dict[str, Any]) -> None:
-        """What a worker answered without the supervisor: some of the histograms, by name. Raises ValueError."""
+        """What a worker answered without the supervisor: some of the histograms, by name, and ``joined``. Raises ValueError."""
         with self.lock:
             for name, document in counts.items():
+                if name == "joined":
+                    self.joined += int(document)
+                    continue
                 histogram = Histogram.from_dict(document)
                 if name == "failed":
                     self.failed_total.merge(histogram)
@@ -84,6 +88,7 @@ class Counters:
         """Add what was counted elsewhere: in another process, or on another device."""
         with self.lock:
             self.errors += other.errors
+            self.joined += other.joined
             self.total.merge(other.total)
             self.failed_total.merge(other.failed_total)
             for phase in PHASES:
@@ -98,6 +103,7 @@ class Counters:
                 "release": self.release,
                 "since": self.since,
                 "errors": self.errors,
+                "joined": self.joined,
                 "total": self.total.to_dict(),
                 "failed": self.failed_total.to_dict(),
                 "phases": {phase: histogram.to_dict() for phase, histogram in self.phases.items()},
@@ -115,6 +121,7 @@ class Counters:
                 Histogram.from_dict(document["total"]),
                 Histogram.from_dict(document["failed"]) if "failed" in document else Histogram(),
                 {phase: Histogram.from_dict(document["phases"][phase]) for phase in PHASES},
+                int(document.get("joined", 0)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not counters: {error!r}") from error

@@ -152,14 +152,14 @@ def _statistics(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Res
 
 
 def _counted(name: str, counters: Counters) -> dict[str, Any]:
-    """As Triton has it. Nothing is batched or cached."""
+    """As Triton has it. Nothing is cached; how large each batch was is not kept."""
     with counters.lock:
         return {
             "name": name,
             "version": counters.release,
             "last_inference": counters.last_ms,
             "inference_count": counters.total.count,
-            "execution_count": counters.total.count,
+            "execution_count": max(counters.total.count - counters.joined, 0),
             "inference_stats": {
                 "success": _duration(counters.total),
                 "fail": {"count": counters.errors, "ns": counters.failed_total.sum_ns},

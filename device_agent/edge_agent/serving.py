@@ -195,6 +195,7 @@ class Serving:
         self._times = array("q")  # five a request: the phases, then all
         self._counted = {phase: Histogram() for phase in (*PHASES, "total")}
         self._failed = Histogram()
+        self._joined = 0
         self._leaving = False
         self._since = self._programs = 0
 
@@ -260,9 +261,11 @@ class Serving:
 
     def _tell_counts(self) -> None:
         self._fold()
-        counts = {key: histogram.to_dict() for key, histogram in (*self._counted.items(), ("failed", self._failed)) if histogram.count}
-        for key, histogram in counts.items():  # one at a time: a message has its limit
-            self._control.send(json.dumps({"counts": {key: histogram}}).encode())
+        counts: dict[str, Any] = {key: histogram.to_dict() for key, histogram in (*self._counted.items(), ("failed", self._failed)) if histogram.count}
+        if self._joined:
+            counts["joined"], self._joined = self._joined, 0
+        for key, count in counts.items():  # one at a time: a message has its limit
+            self._control.send(json.dumps({"counts": {key: count}}).encode())
         self._control.send(json.dumps({"counted": True}).encode())
         self._counted = {phase: Histogram() for phase in (*PHASES, "total")}
         self._failed = Histogram()
@@ -334,6 +337,7 @@ class Serving:
                 self._answer_one(question, time.perf_counter_ns())
             return
         ran = time.perf_counter_ns()
+        self._joined += len(questions) - 1
         for question, outputs in zip(questions, answers):
             self._give(question, outputs, started, ran)
 

@@ -83,20 +83,14 @@ _SETTLED_SWAPS = 5
 
 
 def _memory(agent: Agent) -> float:
-    """Bytes that no other process shares, of those that stay: workers are replaced."""
+    """Anonymous bytes of the processes that stay: workers are replaced, and what they share with the zygote at the moment says nothing of growth."""
     assert agent.process is not None
-    return float(sum(unshared_bytes(pid) for pid in (agent.process.pid, agent.zygote())))
+    return float(sum(anonymous_bytes(pid) for pid in (agent.process.pid, agent.zygote())))
 
 
-def unshared_bytes(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Dirty:", "Private_Clean:")))
-
-
-def proportional_bytes(pid: int) -> int:
-    """What it shares is divided by the number of those that share it."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+def anonymous_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
 
 
 if __name__ == "__main__":

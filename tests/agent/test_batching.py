@@ -191,3 +191,6 @@ def test_an_agent_answers_many_at_once_by_both_ways(agent: Agent, tmp_path: Path
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(ask, range(8)))
     assert agent.model("toy")["count"] == 181  # with the questions of the activation
+    told = agent.ask("GET", "/v2/models/toy/stats")["model_stats"][0]
+    assert told["inference_count"] == 181
+    assert 181 / 8 <= told["execution_count"] < 181  # several at a time
