@@ -67,12 +67,13 @@ OURS = (
     "races",
     "releases.json",
     "runtime",
+    "scrubbed",
     "secrets",
     "setup",
     "staged",
     "trust",
 )
-OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config|releases)\..*")
+OURS_TOO = re.compile(r"agent\.(lock|sock|log(\.[0-9]+)?)|journal(\.[0-9]+)?\.jsonl|\.(agent|journal|config|releases|scrubbed)\..*")
 
 LAUNCH = """\
 #!/bin/sh
@@ -147,7 +148,7 @@ def receive(home: Path, digest: str, size: int, offset: int) -> None:
         for _ in standard_input(size - offset):  # it was here already: what comes behind it is wanted
             pass
     else:
-        with incoming.open("r+b" if incoming.exists() else "w+b") as stream:
+        with room_again(incoming), incoming.open("r+b" if incoming.exists() else "w+b") as stream:
             if stream.seek(0, os.SEEK_END) < offset:
                 raise BootstrapError(f"there are fewer than {offset} bytes of {digest[:19]} here", "try again")
             stream.truncate(offset)
@@ -165,6 +166,17 @@ def receive(home: Path, digest: str, size: int, offset: int) -> None:
             raise BootstrapError(f"what arrived is not {digest[:19]}: its content has another digest", "try again")
         os.replace(incoming, target)
         sync(target.parent)
+
+
+@contextlib.contextmanager
+def room_again(incoming: Path) -> Iterator[None]:
+    """What cannot be finished must not take what room there is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            incoming.unlink()
+        raise
 
 
 def install_agent(home: Path, digest: str, wanted: list[str]) -> dict[str, object]:

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import checks, facts, interface, log, recovery
-from edge_agent.blobs import StoreError
+from edge_agent.blobs import Damaged, StoreError
 from edge_agent.bundle import BundleError, check_digest, check_name
 from edge_agent.checks import CheckFailed
 from edge_agent.child import Child, ChildDied, ChildFailed
@@ -187,6 +187,14 @@ class Deployments:
         """The active bundle's files are damaged: what ran before answers again. Runs in a thread of its own."""
         threading.Thread(target=self._recover, args=(name, damage), name=f"recover {name}", daemon=True).start()
 
+    def rotten(self, damage: Damaged, users: list[Deployment]) -> None:
+        """A stored file has changed by itself. A version that runs from it gives way to the one before, where there is one."""
+        for deployment in users:
+            if self._store.active(deployment.name) == deployment.folder:
+                threading.Thread(target=self._recover, args=(deployment.name, damage), kwargs={"running": True}, daemon=True).start()
+            else:
+                self._journal.append("damaged", name=deployment.name, digest=deployment.digest, cause=str(damage))
+
     def crashed(self, deployment: Deployment, cause: str) -> None:
         """Charge it to its model: the third within the probation, and what ran before answers again."""
         told = self._probations.charged(deployment, cause)
@@ -327,7 +335,7 @@ class Deployments:
         signer = self._trust.check(self._store.read(digest), signature, unsigned=self._unsigned)
         deployment = self._staged(digest)
         running = self._models.find(deployment.name)
-        if running is not None and running.deployment == deployment and running.worker.ready and _decided(deployment.folder):
+        if running is not None and running.deployment == deployment and running.worker.ready and _as_decided(self._store, deployment):
             return deployment, signer, True
         self._releases.check(deployment, allow_downgrade=permissions.allow_downgrade, retry=permissions.retry)
         if running is not None and not permissions.allow_signature_change:
@@ -539,7 +547,7 @@ class Deployments:
             "trial": tried,
         }
 
-    def _recover(self, name: str, damage: StoreError, *, crashed: Deployment | None = None) -> None:
+    def _recover(self, name: str, damage: StoreError, *, crashed: Deployment | None = None, running: bool = False) -> None:
         self._journal.append("crashes" if crashed else "damaged", name=name, cause=str(damage))
         folder = self._store.previous(name)
         if folder is None:
@@ -548,7 +556,7 @@ class Deployments:
         while True:
             try:
                 with self._holding(job):
-                    self._fall_back(name, folder, crashed)
+                    self._fall_back(name, folder, crashed, running=running)
                 return
             except Busy:
                 if self._closed:
@@ -558,11 +566,11 @@ class Deployments:
                 self._journal.append("failed", what=job.what, message=str(error))
                 return
 
-    def _fall_back(self, name: str, folder: Path, crashed: Deployment | None) -> None:
-        """It ran here before, so it is not tried again: anything is better than no answer."""
+    def _fall_back(self, name: str, folder: Path, crashed: Deployment | None, *, running: bool = False) -> None:
+        """It ran here before, so it is not tried again: anything is better than no answer. ``running``: what is active answers still, and must go."""
         broken = self._store.active(name)
         current = self._models.find(name)
-        if current is not None and (current.deployment.folder != broken or (crashed is None and current.worker.ready)):
+        if current is not None and (current.deployment.folder != broken or (crashed is None and not running and current.worker.ready)):
             return  # somebody deployed meanwhile
         if crashed is not None and (current is None or current.deployment != crashed):
             return
@@ -596,6 +604,11 @@ class Deployments:
         """It is not tried again by itself."""
         with contextlib.suppress(OSError):  # a full disk must not keep the old one from answering
             self._releases.rolled_back(name, digest)
+
+
+def _as_decided(store: Store, deployment: Deployment) -> bool:
+    """Whether it is what was activated: its files were not laid out anew since."""
+    return bool(_decided(deployment.folder)) and not store.was_mended(deployment.folder)
 
 
 def _decided(folder: Path) -> dict[str, Any]:

@@ -69,6 +69,7 @@ def facts(home: object = None) -> Dict[str, Any]:
         "mode": "system" if folder == SYSTEM_HOME else "user",
         "systemd": os.path.isdir("/run/systemd/system"),
         "writable": _writable(folder),
+        "volatile": volatile(folder),
         "missing_modules": [name for name in _MODULES if not _importable(name)],
         "files": [path for path in _MARKS if os.path.exists(path)],
         "agent": _agent(folder),
@@ -258,6 +259,26 @@ def _free_bytes(folder: str) -> object:
         return shutil.disk_usage(_existing(folder)).free
     except OSError:
         return None
+
+
+def volatile(folder: str) -> Optional[str]:
+    """The kind of file system below it, if that forgets everything with the power: tmpfs, or an overlay whose upper half is one."""
+    mounts = {}  # mount point: kind and options; where several lie on each other, the last
+    for line in _read("/proc/self/mounts").splitlines():
+        words = [re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), word) for word in line.split(" ")]
+        if len(words) > 3:
+            mounts[words[1]] = (words[2], words[3])
+    kind, options = _mounted(mounts, os.path.realpath(_existing(folder)))
+    upper = re.search("(?:^|,)upperdir=([^,]+)", options) if kind == "overlay" else None
+    if upper:
+        kind, _ = _mounted(mounts, upper.group(1))
+    return kind if kind in ("tmpfs", "ramfs") else None
+
+
+def _mounted(mounts: Dict[str, Tuple[str, str]], path: str) -> Tuple[str, str]:
+    while path not in mounts and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    return mounts.get(path, ("", ""))
 
 
 def _writable(folder: str) -> bool:

@@ -62,6 +62,7 @@ class Store(Blobs):
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
+        self._mended: set[Path] = set()
         for folder in (home / "deployments", home / "active", home / "previous"):
             make_folder(folder)
 
@@ -108,6 +109,7 @@ class Store(Blobs):
 
     def _mend(self, folder: Path, manifest: Manifest) -> None:
         """File by file: at every moment each of them is the old one or the new one."""
+        self._mended.add(folder)
         (folder / "cache").mkdir(exist_ok=True, mode=0o750)
         for file, digest in _files(manifest).items():
             with contextlib.suppress(FileNotFoundError):
@@ -124,6 +126,24 @@ class Store(Blobs):
             return all(os.path.samefile(folder / file, self.path(digest)) for file, digest in _files(manifest).items())
         except FileNotFoundError:
             return False
+
+    def was_mended(self, folder: Path) -> bool:
+        """Whether files of it were replaced since it was made active: a worker that runs has the old ones."""
+        return folder in self._mended
+
+    def all(self) -> list[Path]:
+        """Every blob."""
+        return list(self._blobs.iterdir())
+
+    def users(self, blob: Path) -> list[Deployment]:
+        """The deployments that have this very file."""
+        inode, found = blob.stat().st_ino, []
+        for name in _folders(self.home / "deployments"):
+            for folder in _folders(name):
+                if any(path.stat().st_ino == inode for path in folder.iterdir()):
+                    with contextlib.suppress(StoreError, BundleError):  # else its small files are damaged as well
+                        found.append(self.opened(folder))
+        return found
 
     def opened(self, folder: Path) -> Deployment:
         """What is laid out there; only its small files are read. Raises StoreError or BundleError."""
@@ -184,6 +204,7 @@ class Store(Blobs):
             if active is not None and active != folder:
                 _point(self.home / "previous" / name, active)
             _point(self.home / "active" / name, folder)
+            self._mended.discard(folder)
         except OSError as error:
             raise self.unwritable(error) from error
 

@@ -31,6 +31,7 @@ from edge_agent.models import Models
 from edge_agent.page import History
 from edge_agent.races import Races
 from edge_agent.regions import Regions
+from edge_agent.scrub import Scrub
 from edge_agent.server import Room, Server
 from edge_agent.store import Store, write_atomically
 from edge_agent.zygote import Zygote
@@ -54,6 +55,7 @@ class Agent:
         self.deployments = Deployments(home, self.store, self.models, self.journal, unsigned=self.config.trust.unsigned, check=self.config.check)
         self.models.damaged = self.deployments.recover
         self.models.crashed = self.deployments.crashed
+        self.scrub = Scrub(self.store, self.deployments.rotten)
         self.races = Races(home, self.deployments)
         self.regions = Regions(self.config.limits)
         self._ended = threading.Event()
@@ -75,6 +77,7 @@ class Agent:
                 saved = time.monotonic()
                 self.models.save()
                 self.races.sweep()
+                self.scrub.look()
                 with contextlib.suppress(OSError):  # then a start more counts as failed than did
                     _say_well(self.home)
 

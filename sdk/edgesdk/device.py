@@ -72,6 +72,7 @@ MAX_ANSWER_BYTES = 512 << 20
 Result = TypeVar("Result")
 Permission = Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"]  # what a device refuses otherwise
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
+Allowance = Permission | Literal["volatile"]  # the last one is asked for here, before the first byte
 JOB_STAGES = ("verify", "load", "trial", "swap", "ask", "probation")
 _SWAPPED = ("ask", "probation")  # a job that fails there went back to what ran before
 
@@ -183,7 +184,7 @@ def deploy(
     stage: Stage | None = None,
     progress: Progress = silent,
 ) -> Deployment:
-    """Put a bundle on a device and switch to it. ``allowed``: which of PERMISSIONS are given. ``wheelhouse``: a folder of wheels, instead of an index. Not
+    """Put a bundle on a device and switch to it. ``allowed``: which Allowances are given. ``wheelhouse``: a folder of wheels, instead of an index. Not
     to ``wait`` ends with `probation`, once it has answered; with ``stage``, it is all but the switch.
 
     Raises Refused before the first byte where the device cannot run it; RolledBack where the device went back to what ran
@@ -205,6 +206,7 @@ def deploy(
         signature = layout.signature(choice.manifest.digest)
         preflight.check_signer(choice, facts, device.host, signature)
         preflight.check_release(choice, facts, device.host, allowed)
+        preflight.check_lasting(facts, device.host, allowed)
         # A device with an agent says later which blobs it lacks; one without lacks all.
         blobs = 0 if facts.agent else sum(blob.size for blob in sending.unique(choice.manifest.blobs))
         preflight.check_space(plan.needed_bytes + blobs, facts, device.host)

@@ -54,7 +54,7 @@ class Member(_Table):
     as_profile: str | None = None
     bundle: Path | None = None
     wheelhouse: Path | None = None
-    allow: tuple[device.Permission, ...] = ()
+    allow: tuple[device.Allowance, ...] = ()
 
 
 class _File(_Table):

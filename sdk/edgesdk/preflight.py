@@ -184,6 +184,15 @@ def check_system(facts: Facts, host: str) -> None:
         raise Refused(f"the user {facts.user} on {where} may not write to {facts.home}", "set EDGE_AGENT_HOME there, or change the folder's owner")
 
 
+def check_lasting(facts: Facts, host: str, allowed: Collection[str]) -> None:
+    """Before the first byte goes where the next power cut takes all: not unless somebody said so. Raises Refused."""
+    if facts.volatile and facts.agent is None and "volatile" not in allowed:
+        raise Refused(
+            f"{facts.home} on {words(facts, host)} lies in memory ({facts.volatile}): what is sent there is gone when the power is",
+            "set EDGE_AGENT_HOME there to a folder on a disk; --volatile if that is meant",
+        )
+
+
 def check_space(needed: int, facts: Facts, host: str) -> None:
     """Raises Refused where so many bytes, and a little for logs, do not fit."""
     if needed and facts.free_bytes is not None and needed + _SPARE_BYTES > facts.free_bytes:

@@ -110,6 +110,7 @@ class Facts(Reply):
     mode: Literal["user", "system"] = "user"
     systemd: bool = False
     writable: bool | None = None
+    volatile: Text | None = None
     missing_modules: tuple[Text, ...] = ()
     files: tuple[Text, ...] = ()
     governor: Text | None = None

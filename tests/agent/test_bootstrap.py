@@ -215,8 +215,9 @@ def test_a_teardown_ends_the_agent(tmp_path: Path) -> None:
     install(tmp_path / "home", {"edge_agent/__init__.py": b""})
     process = subprocess.Popen([sys.executable, "-m", "edge_agent", "serve"], env={**os.environ, "EDGE_AGENT_HOME": str(tmp_path / "home")})
     try:
-        while bootstrap.holder(tmp_path / "home") is None:
+        while not (tmp_path / "home" / "agent.sock").exists():  # it hears signals by then
             assert process.poll() is None
+        assert bootstrap.holder(tmp_path / "home") is not None
         ask(tmp_path / "home", "teardown")
         assert process.wait(20) == 0
         assert not (tmp_path / "home").exists()

@@ -208,7 +208,7 @@ def test_the_probe_works_alone() -> None:
     assert set(facts) == {
         "format", "system", "architecture", "python", "executable", "abi", "libc", "board", "cpu_model", "cpu_features", "cores", "memory_bytes", "free_bytes",
         "mode", "systemd", "home", "writable", "missing_modules", "files", "governor", "temperature_c", "onnxruntime", "numpy", "agent", "trust", "releases",
-        "user",
+        "user", "volatile",
     }  # fmt: skip
     assert facts["abi"] == f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert facts["writable"] is True

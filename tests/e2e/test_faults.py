@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.faults import Ext4, fault_at_each
+from edge_agent.client import ClientError
+from tests.e2e.faults import Disk, Ext4, World, fault_at_each, ready
 from tests.e2e.syscalls import Fail, Kill, Watched
 
 pytestmark = [
@@ -97,6 +99,26 @@ def test_a_call_that_is_to_fail_fails(tmp_path: Path) -> None:
     code = f"try: open({str(tmp_path / 'file')!r}, 'w')\nexcept OSError as error: raise SystemExit(error.errno)"
     with Watched([sys.executable, "-c", code], under=tmp_path, armed=(1, Fail(errno.ENOSPC))) as watched:
         assert watched.process.wait() == errno.ENOSPC
+
+
+def test_a_disk_that_turned_read_only_is_a_sentence_and_the_agent_answers_from_memory(tmp_path: Path) -> None:
+    world = World(Disk(tmp_path / "disk"), tmp_path / "bundles")
+    world.disk.folder.mkdir()
+    try:
+        ready(world)
+        before = world.answers()
+        assert world.device is not None
+        world.device.arm(1, Fail(errno.EROFS, lasting=True))
+        for _ in range(2):
+            with pytest.raises((AssertionError, ClientError), match="Read-only file system"):
+                world.deploy(world.bundle()[1])
+        (model,) = world.request("GET", "/edge/status")["models"]
+        os.kill(model["pid"], signal.SIGKILL)
+        assert world.answers() == before
+        world.device.disarm()
+        world.check({before}, tidy=False)
+    finally:
+        world.end()
 
 
 @needs_disk

@@ -305,6 +305,15 @@ def test_a_blob_is_read_from_a_tar_to_its_end_and_no_further(tmp_path: Path) -> 
         assert transport.taken.partition(b"\n")[2] == layout.blob(blob.digest)
 
 
+def test_a_device_that_forgets_everything_is_not_set_up_unless_that_is_meant() -> None:
+    forgetful = facts(PC, volatile="tmpfs")
+    with pytest.raises(Refused, match=r"lies in memory \(tmpfs\): what is sent there is gone when the power is") as caught:
+        preflight.check_lasting(forgetful, "pi", [])
+    assert "--volatile" in caught.value.hint
+    preflight.check_lasting(forgetful, "pi", ["volatile"])
+    preflight.check_lasting(facts(PC), "pi", [])
+
+
 def test_a_broken_connection_is_opened_again_and_the_rest_is_sent(tmp_path: Path) -> None:
     with Layout.open(write_bundle(tmp_path / "b")) as layout:
         manifest = layout.manifests()["x86-cpu"]

@@ -25,6 +25,7 @@ AllowSignatureChange = Annotated[
     bool, typer.Option("--allow-signature-change", help="activate it even if its inputs, outputs or labels are others than those of what is active")
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")]
+Volatile = Annotated[bool, typer.Option("--volatile", help="set it up although its folder there lies in memory, and is gone with the power")]
 Wheelhouse = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="numpy and onnxruntime for it come from this folder, from nowhere else")]
 PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
@@ -45,14 +46,16 @@ def setup(
             "--system", help="for all users there: systemd runs the agent as a user of its own. Wants root, or sudo, whose password is asked for once"
         ),
     ] = False,
+    volatile: Volatile = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done; wheels are fetched to this machine for that")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare a device: the agent, and onnxruntime where there is none. `deploy` does it when needed."""
-    from edgesdk import device
+    from edgesdk import device, preflight
 
     with device.connect(host) as opened, progress() as advance:
         facts = opened.facts()
+        preflight.check_lasting(facts, host, ["volatile"] * volatile)
         systems = system or facts.mode == "system"
         if dry_run:
             if systems:
@@ -88,6 +91,7 @@ def deploy(
     allow_downgrade: AllowDowngrade = False,
     allow_signature_change: AllowSignatureChange = False,
     retry: Retry = False,
+    volatile: Volatile = False,
     no_wait: Annotated[bool, typer.Option("--no-wait", help="end with `probation`, exit 1, once it has answered: the device goes on by itself")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -102,7 +106,7 @@ def deploy(
         members = fleets.select(fleets.load(fleet), select or [])
     else:
         members = _named(host, here.devices, select)
-    allowed = _allowed(allow_slow, allow_downgrade, allow_signature_change, retry)
+    allowed = (*_allowed(allow_slow, allow_downgrade, allow_signature_change, retry), *["volatile"] * volatile)
     when = _moment(at)
     stage = device.Stage(when) if stage_only or when else None
     given_for_all = {"as_profile": as_profile, "wheelhouse": wheelhouse}
