@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +43,45 @@ print("answered", flush=True)
 sys.stdin.read()
 """
 
-# Two processes that share memory and ring each other over a socket, with nothing of ours: what any way between two programs costs here.
+# Processes that share memory and ring each other over a socket, with nothing of ours: what any way between two programs costs here.
 PAIR = """
-import mmap, socket, sys
+import mmap, select, socket, sys
 import numpy as np, onnxruntime
-path, descriptor, bell, shape = sys.argv[1], int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])), eval(sys.argv[4])
+path, shape, pairs = sys.argv[1], eval(sys.argv[2]), eval(sys.argv[3])
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = options.inter_op_num_threads = 1
 session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-x = np.ndarray(shape, np.float32, mmap.mmap(descriptor, 1 << 20))
-bell.send(b"ready")
-while bell.recv(8):
-    session.run(None, {"x": x})
-    bell.send(b"done")
+epoll, callers = select.epoll(), {}
+for descriptor, bell in pairs:
+    callers[bell] = socket.socket(fileno=bell), np.ndarray(shape, np.float32, mmap.mmap(descriptor, 1 << 20))
+    epoll.register(bell, select.EPOLLIN)
+    callers[bell][0].send(b"ready")
+while callers:
+    for bell, _ in epoll.poll():
+        rung, x = callers[bell]
+        if not rung.recv(8):
+            epoll.unregister(bell)
+            del callers[bell]
+            continue
+        session.run(None, {"x": x})
+        rung.send(b"done")
+"""
+
+PAIRED = """
+import mmap, socket, sys, time
+import numpy as np
+shape, descriptor, bell, seconds = eval(sys.argv[1]), int(sys.argv[2]), socket.socket(fileno=int(sys.argv[3])), float(sys.argv[4])
+x, placed, count = np.ones(shape, np.float32), np.ndarray(shape, np.float32, mmap.mmap(descriptor, 1 << 20)), 0
+bell.recv(8)
+print("ready", flush=True)
+sys.stdin.readline()
+end = time.monotonic() + seconds
+while time.monotonic() < end:
+    placed[...] = x
+    bell.send(b"ask")
+    bell.recv(8)
+    count += 1
+print(count)
 """
 
 CLIENT = """
@@ -195,7 +221,7 @@ def latency(folder: Path) -> list[str]:
                 model.close()
     told = (
         f"{ROUNDS} rounds of {IN_A_ROW} questions a way after one of warm-up; p50 of a round, median of the rounds' differences, its 95 % interval. "
-        "Two bare processes share memory and ring each other over a socket, with nothing of the agent: a processor that sleeps takes long to wake."
+        "Two bare processes share memory and ring each other over a socket, with nothing of the agent."
     )
     return [*lines, "", told, ""]
 
@@ -205,18 +231,21 @@ def throughput(folder: Path) -> list[str]:
     lines = [
         "## Throughput with eight programs",
         "",
-        "| model | bare session | agent | share | held to |",
-        "| --- | --- | --- | --- | --- |",
+        "| model | bare session | bare processes | agent | share of the session | held to |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     with Running(folder / "timed") as home:
         for name, least in (("slow", 0.95), ("mean", 0.4)):
-            pairs = [(_bare_rate(home, name), _agents_rate(home, name)) for _ in range(3)]
-            share = _median([ours / bare for bare, ours in pairs])
-            bare, ours = (_median([pair[index] for pair in pairs]) for index in (0, 1))
-            lines.append(
-                f"| {name}, {1000 / bare:.2f} ms | {bare:.0f} a second | {ours:.0f} a second | {share:.2f} | at least {least}: {_yes(share >= least)} |"
-            )
-    return [*lines, "", f"{CLIENTS} processes for {THROUGHPUT_S:g} s, three times, alternating with the bare session; one thread within an operator.", ""]
+            rates = [(_bare_rate(home, name), _paired_rate(home, name), _agents_rate(home, name)) for _ in range(3)]
+            share = _median([ours / bare for bare, _, ours in rates])
+            bare, paired, ours = (_median([each[index] for each in rates]) for index in range(3))
+            held = f"at least {least}: {_yes(share >= least)}"
+            lines.append(f"| {name}, {1000 / bare:.2f} ms | {bare:.0f} a second | {paired:.0f} | {ours:.0f} | {share:.2f} | {held} |")
+    told = (
+        f"{CLIENTS} processes for {THROUGHPUT_S:g} s, three times, alternating with the bare session; one thread within an operator. "
+        "The bare processes do the same with nothing of the agent: eight copy their tensor into shared memory and ring one that has the session."
+    )
+    return [*lines, "", told, ""]
 
 
 def swaps(folder: Path, requests: int) -> list[str]:
@@ -340,13 +369,8 @@ class _Pair:
     def __init__(self, model: str, x: Any) -> None:
         import numpy as np
 
-        descriptor = os.memfd_create("pair")
-        os.ftruncate(descriptor, 1 << 20)
+        ((descriptor, self._bell),), self._process = _paired(model, x.shape, 1)
         self._x, self._placed = x, np.ndarray(x.shape, x.dtype, mmap.mmap(descriptor, 1 << 20))
-        self._bell, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-c", PAIR, model, str(descriptor), str(theirs.fileno()), str(x.shape)]
-        self._process = subprocess.Popen(command, pass_fds=(descriptor, theirs.fileno()))
-        theirs.close()
         os.close(descriptor)
         self._bell.recv(8)
 
@@ -358,6 +382,22 @@ class _Pair:
     def close(self) -> None:
         self._bell.close()
         self._process.wait()
+
+
+def _paired(model: str, shape: Sequence[int], count: int) -> tuple[list[tuple[int, socket.socket]], subprocess.Popen[bytes]]:
+    """The memory and our end of the bell of each caller, and the process that answers them."""
+    ours, theirs = [], []
+    for _ in range(count):
+        descriptor = os.memfd_create("pair")
+        os.ftruncate(descriptor, 1 << 20)
+        bell, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.append((descriptor, bell))
+        theirs.append(other)
+    pairs = [(descriptor, other.fileno()) for (descriptor, _), other in zip(ours, theirs, strict=True)]
+    process = subprocess.Popen([sys.executable, "-c", PAIR, model, str(tuple(shape)), str(pairs)], pass_fds=[number for pair in pairs for number in pair])
+    for other in theirs:
+        other.close()
+    return ours, process
 
 
 class _bare:  # noqa: N801 - reads as a phrase
@@ -396,7 +436,25 @@ def _bare_rate(home: Path, name: str) -> float:
 def _agents_rate(home: Path, name: str) -> float:
     command = [sys.executable, "-c", CLIENT, name, json.dumps(FEEDS[name]), str(THROUGHPUT_S)]
     environment = {**os.environ, "EDGE_AGENT_HOME": str(home)}
-    clients = [subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(CLIENTS)]
+    return _rate([subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(CLIENTS)])
+
+
+def _paired_rate(home: Path, name: str) -> float:
+    callers, process = _paired(str(home / "active" / name / "model.onnx"), FEEDS[name], CLIENTS)
+    clients = []
+    for descriptor, bell in callers:
+        command = [sys.executable, "-c", PAIRED, str(tuple(FEEDS[name])), str(descriptor), str(bell.fileno()), str(THROUGHPUT_S)]
+        clients.append(subprocess.Popen(command, pass_fds=(descriptor, bell.fileno()), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+    for descriptor, bell in callers:
+        os.close(descriptor)
+        bell.close()
+    rate = _rate(clients)
+    process.wait()
+    return rate
+
+
+def _rate(clients: list[subprocess.Popen[str]]) -> float:
+    """Answers a second of programs that begin together."""
     for client in clients:
         assert client.stdout is not None
         client.stdout.readline()
