@@ -27,9 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, get_args
 
-from edge_agent.bundle import BundleError, Descriptor, Layout, to_json
-from edgesdk import agent_package, preflight, sending, sent, signing, transport
-from edgesdk.agent_package import AgentPackage
+from edge_agent.bundle import BundleError, Descriptor, Layout, Manifest, to_json
+from edgesdk import agent_package, preflight, sending, sent, setting_up, transport
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.moments import in_seconds
 from edgesdk.privileges import Ask, Root, become, on_terminal
@@ -45,7 +44,6 @@ from edgesdk.replies import (
     JobKind,
     JobStarted,
     Kind,
-    Launcher,
     Logs,
     Missing,
     MissingReply,
@@ -62,7 +60,6 @@ from edgesdk.replies import (
     printable,
 )
 from edgesdk.runtimes import version_of
-from edgesdk.signing import Signer
 from edgesdk.transport import Completed, Transport
 
 if TYPE_CHECKING:
@@ -133,20 +130,6 @@ class Stage:
         return ["--stage", *(["--in", f"{in_seconds(self.at):.3f}"] if self.at else [])]
 
 
-@dataclass(frozen=True, slots=True)
-class SetUp:
-    """What a device has to be sent before it can take a bundle."""
-
-    agent: AgentPackage | None
-    wheels: tuple[Path, ...]
-
-    @property
-    def needed_bytes(self) -> int:
-        """On the device's disk: archives and what they unpack to, for a moment both."""
-        agent = 2 * len(self.agent.data) if self.agent else 0
-        return agent + sum(wheel.stat().st_size + agent_package.unpacked_bytes(wheel) for wheel in self.wheels)
-
-
 def connect(host: str) -> Device:
     """The device at ``host``: a name of `~/.ssh/config`, `user@host[:port]`, or `local`. Raises ConnectionFailed."""
     return Device(lambda: transport.connect(host))
@@ -197,22 +180,21 @@ def deploy(
         facts = device.persistently(lambda: device.glance(layout, as_profile) if whole else device.facts())
         if isinstance(facts, Activated):
             return _deployment(device, facts, begin)
-        signer = first_signer(facts)
+        signer = setting_up.first_signer(facts)
         given = preflight.choose(layout, facts, device.host, as_profile)
         preflight.check_signed(given, facts, device.host, signed=layout.signature(given.manifest.digest) is not None, first=signer is not None)
         preflight.check(given, facts, device.host, as_it_is=False)
-        layout, choice, plan = fitted(opened, layout, given, facts, device.host, wheelhouse, progress)
+        layout, choice, plan = setting_up.fitted(opened, layout, given, facts, device.host, wheelhouse, progress)
         preflight.check(choice, facts, device.host)
         signature = layout.signature(choice.manifest.digest)
         preflight.check_signer(choice, facts, device.host, signature)
         preflight.check_release(choice, facts, device.host, allowed)
         preflight.check_lasting(facts, device.host, allowed)
-        # A device with an agent says later which blobs it lacks; one without lacks all.
-        blobs = 0 if facts.agent else sum(blob.size for blob in sending.unique(choice.manifest.blobs))
-        preflight.check_space(plan.needed_bytes + blobs, facts, device.host)
+        if plan.needed_bytes:  # else `push` looks before it sends the first byte
+            preflight.check_space(plan.needed_bytes + _lacking_bytes(device, choice.manifest, facts), facts, device.host)
         if facts.mode == "system" and (plan.agent or plan.wheels):
             device.become_root()
-        set_up(device, facts, plan, progress, signer)
+        setting_up.set_up(device, facts, plan, progress, signer)
         pushed = sending.push(device, layout, choice.manifest, facts, progress)
         result = device.activate(
             choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, stage=stage, progress=progress
@@ -220,6 +202,18 @@ def deploy(
         sent.keep(layout, choice.manifest)
     converted = f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None
     return _deployment(device, result, begin, pushed, converted)
+
+
+def _lacking_bytes(device: Device, manifest: Manifest, facts: Facts) -> int:
+    """Of blobs. A device without an agent lacks all; what an agent that is about to be replaced does not tell is not known."""
+    blobs = {blob.digest: blob.size for blob in sending.unique(manifest.blobs)}
+    if facts.agent is None:
+        return sum(blobs.values())
+    with contextlib.suppress(DeviceError):
+        return sum(
+            blobs[one.digest] - min(one.offset, blobs[one.digest]) for one in device.persistently(lambda: device.missing(sending.unique(manifest.blobs)))
+        )
+    return 0
 
 
 def _deployment(device: Device, result: Activated, begin: float, pushed: tuple[int, int] = (0, 0), converted: str | None = None) -> Deployment:
@@ -236,150 +230,6 @@ def _deployment(device: Device, result: Activated, begin: float, pushed: tuple[i
         converted=converted,
         placement=result.trial.placement.said if result.trial and result.trial.placement else None,
     )
-
-
-def fitted(
-    opened: contextlib.ExitStack, layout: Layout, choice: preflight.Choice, facts: Facts, host: str, wheelhouse: Path | None, progress: Progress
-) -> tuple[Layout, preflight.Choice, SetUp]:
-    """What is sent: the bundle, or the same in an older opset where no onnxruntime can be had there that reads it; and the set-up.
-
-    Raises Refused, DeviceError.
-    """
-    needs, stays = preflight.need(choice, host, facts), preflight.staying(choice, facts)
-    vendors = choice.profile.runtime.prefer_installed and not choice.assumed
-    if stays is not None:
-        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors, wheelhouse=wheelhouse), stays
-    else:
-        try:
-            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors, wheelhouse=wheelhouse)
-        except agent_package.TooNew:  # there are older ones
-            plan = plan_set_up(facts, wheelhouse=wheelhouse)
-            runs = agent_package.version_in(plan.wheels) or (facts.onnxruntime.version if facts.onnxruntime else "0")
-            if not preflight.may_be_lowered(choice, runs):
-                raise
-    if version_of(runs) >= version_of(needs) or not preflight.may_be_lowered(choice, runs):
-        return layout, choice, plan
-    from edgesdk.lowering import lowered
-
-    progress("convert", 0, 1)
-    older = opened.enter_context(lowered(layout, choice, runs, sign=_sign_again(choice, facts, host, runs)))
-    progress("convert", 1, 1)
-    return older, preflight.choose(older, facts, host, choice.profile.name if choice.assumed else None), plan
-
-
-def _sign_again(choice: preflight.Choice, facts: Facts, host: str, runs: str) -> Callable[[bytes], bytes] | None:
-    """What is converted is another bundle, and wants a signature where the device does. Raises Refused."""
-    signer = signing.in_use()
-    if signer is None and facts.trust.demanded:
-        raise Refused(
-            f"`{choice.description.name}` needs onnxruntime {choice.description.onnxruntime}, {preflight.words(facts, host)} runs {runs}; "
-            "converted it has to be signed anew, and no key is in use here",
-            "`edgesdk key use`, or package the model for an older opset",
-        )
-    return signer.sign if signer else None
-
-
-def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False, wheelhouse: Path | None = None) -> SetUp:
-    """What the device lacks. Wheels are fetched to this machine's cache now, so that their absence is known before anything is sent."""
-    package = agent_package.build()
-    current = facts.agent is not None and facts.agent.digest == package.name
-    oldest = max(onnxruntime, agent_package.OLDEST_ONNXRUNTIME, key=version_of)
-    usable = facts.onnxruntime and facts.numpy and (prefer_installed or version_of(facts.onnxruntime.version) >= version_of(oldest))
-    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse)))
-
-
-def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None) -> None:
-    """Send what the plan says, whom the device is to trust if it is told so, and start the agent.
-
-    Raises DeviceError where the device then still has no onnxruntime.
-    """
-    sending.archives(device, plan.agent, plan.wheels, progress)
-    digests = [agent_package.digest_of_wheel(wheel) for wheel in plan.wheels]
-    if plan.agent:
-        digest = plan.agent.digest
-        device.persistently(lambda: device.bootstrap("agent", digest, *digests))
-    if plan.wheels:
-        device.persistently(lambda: device.bootstrap("runtime", agent_package.runtime_tag(facts), *digests))
-        if device.persistently(device.facts).onnxruntime is None:
-            raise DeviceError(
-                f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
-                "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
-            )
-    if signer:
-        line = signer.line()
-        device.persistently(lambda: device.trust(line))
-    # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes. That of a system is root's business.
-    ours = not plan.agent and (facts.mode == "user" or device.is_root)
-    moved = ours and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
-    running = facts.agent is not None and facts.agent.running
-    if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
-        running_digest = device.persistently(device.status).agent.digest
-        moved = running_digest is not None and facts.agent is not None and running_digest != facts.agent.digest
-    if running and (plan.agent or plan.wheels or moved):
-        device.persistently(lambda: device.ask("stop"))
-        running = False
-    if not running:
-        progress("start", 0, 1)
-        device.persistently(lambda: device.start(facts))
-        progress("start", 1, 1)
-    if plan.agent and device.persistently(device.status).agent.digest != plan.agent.name:
-        raise DeviceError(
-            f"the new agent does not run on `{device.host}`: the one before it does, and answers", f"`edgesdk logs {device.host}` tells why; update edgesdk"
-        )
-
-
-def set_up_system(device: Device, ask: Ask = on_terminal, *, wheelhouse: Path | None = None, progress: Progress = silent) -> SetUp:
-    """Prepare a device for all of its users: systemd runs the agent as a user of its own. Needs root, or sudo. What was sent.
-
-    Raises Refused, DeviceError.
-    """
-    login = device.facts()
-    check_for_system(login, device.host)
-    device.become_root(ask)
-    device.account("make", *([login.user] if login.user else []))
-    device.reconnect()  # the login user's new group holds from then on
-    facts = device.facts()
-    signer, plan = first_signer(facts), plan_set_up(facts, wheelhouse=wheelhouse)
-    preflight.check_space(plan.needed_bytes, facts, device.host)
-    set_up(device, facts, plan, progress, signer)
-    if facts.agent and facts.agent.running and not (plan.agent or plan.wheels):
-        device.start(facts)  # the units may be of an earlier edgesdk
-    device.bootstrap("clients", as_root=True)
-    return plan
-
-
-def check_for_system(facts: Facts, host: str) -> None:
-    """Raises Refused where it cannot be, or a user there has an agent of his own."""
-    preflight.check_system(facts, host)
-    where = preflight.words(facts, host)
-    if not facts.systemd:
-        raise Refused(f"{where} runs no systemd, which the agent of a system needs", f"set it up for one user: `edgesdk setup {host}`")
-    if facts.mode == "user" and facts.agent is not None:
-        raise Refused(f"{facts.user} on {where} has an agent already, at {facts.home}", f"`edgesdk teardown {host}` first: two would not know of each other")
-
-
-def set_up_words(facts: Facts, plan: SetUp, signer: Signer | None, *, system: bool) -> list[str]:
-    """What a set-up would do, a line each."""
-    fresh = facts.agent is None
-    folder = preflight.SYSTEM_HOME if system else facts.home
-    lines = ["make the group edge and the user edge-agent, by root or sudo"] * (system and fresh)
-    lines += [f"put {facts.user} into the group edge: its members may ask the agent"] * (system and fresh and facts.user not in (None, "root"))
-    if plan.agent:
-        lines.append(f"send the agent, {len(plan.agent.data) / 1e6:.1f} MB, to {folder}/agent/{plan.agent.name}")
-    lines += [f"send {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, to {folder}/runtime" for wheel in plan.wheels]
-    lines += [f"trust bundles that {signer.principal} signs ({signer.fingerprint}), and no others"] * (signer is not None) if signer else []
-    if fresh:
-        lines.append("let every Python there find the client: a file edge-agent.pth in its site folder")
-    if system:
-        lines.append("write /etc/systemd/system/edge-agent.service and .socket, and have systemd run the agent; it listens at /run/edge-agent/agent.sock")
-    elif plan.agent or plan.wheels or fresh:
-        lines.append(f"start the agent as {facts.user}; it listens at {folder}/agent.sock")
-    return lines
-
-
-def first_signer(facts: Facts) -> Signer | None:
-    """Whoever sets a device up is whom it trusts from then on, if it can check that and nobody was there before."""
-    return signing.in_use() if facts.agent is None and not facts.trust.known and facts.trust.ssh_keygen else None
 
 
 class Device:

@@ -17,7 +17,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from edge_agent.bundle import Descriptor, digest_of
-from edgesdk import device, preflight, sending
+from edgesdk import device, preflight, sending, setting_up
 from edgesdk.benchmark import Paired, summary
 from edgesdk.device import Device
 from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
@@ -59,9 +59,9 @@ def racing(host: str, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any
     with device.connect(host) as there:
         facts = there.facts()
         preflight.check_target(profile, facts, host)
-        plan = device.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
+        plan = setting_up.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
         preflight.check_space(plan.needed_bytes, facts, host)
-        device.set_up(there, facts, plan, progress)
+        setting_up.set_up(there, facts, plan, progress)
         racer = Racer(there, facts, profile, feeds, progress)
         try:
             yield racer

@@ -26,7 +26,7 @@ import numpy as np
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import agent_package, device, sending, sent, transport
+from edgesdk import agent_package, device, sending, sent, setting_up, transport
 from tests.bundles import contents, inputs, write_bundle
 from tests.e2e.bare import BareDevice, bare_device, bare_devices
 from tests.e2e.links import Counter, slow_link
@@ -290,7 +290,7 @@ def prepared(folder: Path) -> Iterator[BareDevice]:
         shutil.copy(bare.config, folder / "config")
         os.environ["EDGESDK_SSH_CONFIG"] = str(folder / "config")
         with device.connect(bare.name) as pi:
-            device.set_up(pi, (facts := pi.facts()), device.plan_set_up(facts))
+            setting_up.set_up(pi, (facts := pi.facts()), setting_up.plan_set_up(facts))
         yield bare
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import device
+from edgesdk import device, setting_up
 from tests.bundles import write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
 from tests.e2e.links import lossy_link
@@ -18,7 +18,7 @@ pytestmark = needs_bare
 def prepare(bare: BareDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESDK_SSH_CONFIG", str(bare.config))
     with device.connect(bare.name) as pi:
-        device.set_up(pi, (found := pi.facts()), device.plan_set_up(found))
+        setting_up.set_up(pi, (found := pi.facts()), setting_up.plan_set_up(found))
 
 
 def test_one_packet_in_twenty_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

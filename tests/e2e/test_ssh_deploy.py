@@ -17,7 +17,7 @@ import pytest
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import device
+from edgesdk import device, setting_up
 from edgesdk.errors import DeviceError
 from tests.bundles import answer, contents, inputs, write_bundle
 from tests.e2e.conftest import Bench
@@ -127,7 +127,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(bench: Bench, tmp_path: Pat
     pi = bench.start()
     bundle = write_bundle(tmp_path / "b", width=1500)  # 9 MB
     with device.connect("pi") as there:
-        device.set_up(there, (found := there.facts()), device.plan_set_up(found))
+        setting_up.set_up(there, (found := there.facts()), setting_up.plan_set_up(found))
     size = sum(blobs_of(bundle).values())
     with Cutter(pi.port, after_bytes=size // 2) as cutter:
         with bench.config.open("a") as config:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, sending, sent
+from edgesdk import device, sending, sent, setting_up
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError
 from edgesdk.transport import Completed, Transport, connect
@@ -33,7 +33,7 @@ def prepared(bench: Bench) -> int:
     """The port of a device that has its agent."""
     port = bench.start().port
     with device.connect("pi") as pi:
-        device.set_up(pi, (found := pi.facts()), device.plan_set_up(found))
+        setting_up.set_up(pi, (found := pi.facts()), setting_up.plan_set_up(found))
     return port
 
 

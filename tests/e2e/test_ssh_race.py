@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesdk import device, profiles
+from edgesdk import device, profiles, setting_up
 from edgesdk.errors import ConnectionFailed, DeviceError, ModelError
 from edgesdk.race import Files, racing
 from tests.bundles import answer, inputs, write_bundle
@@ -73,7 +73,7 @@ def test_a_connection_that_is_cut_is_opened_again(bench: Bench) -> None:
     """Within the transfer of the second model."""
     pi = bench.start()
     with device.connect("pi") as there:
-        device.set_up(there, (found := there.facts()), device.plan_set_up(found))
+        setting_up.set_up(there, (found := there.facts()), setting_up.plan_set_up(found))
     first, second = products(2), products(4, seed=1)
     with Cutter(pi.port, after_bytes=len(first["weights.bin"]) + len(second["weights.bin"]) // 2) as cutter:
         with bench.config.open("a") as config:

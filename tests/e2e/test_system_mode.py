@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import device
+from edgesdk import device, setting_up
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
 from edgesdk.privileges import Ask
@@ -63,10 +63,10 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
         with device.connect(board.name) as there:
             login = there.facts()
             assert (login.user, login.mode) == ("root", "user")
-            would = device.set_up_words(login, device.plan_set_up(login), None, system=True)
+            would = setting_up.set_up_words(login, setting_up.plan_set_up(login), None, system=True)
             assert any("group edge" in line for line in would) and any("/etc/systemd/system" in line for line in would)
             assert users(board) == before, "a dry run does nothing"
-            device.set_up_system(there)
+            setting_up.set_up_system(there)
             assert there.status().agent.home == "/var/lib/edge-agent"
     finally:
         os.environ["EDGESDK_SSH_CONFIG"] = str(board.config)
@@ -114,7 +114,7 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
     os.environ["EDGESDK_SSH_CONFIG"] = str(config)
     try:
         with device.connect(board.name) as there:
-            device.set_up_system(there)  # again: nothing is done twice, and it answers
+            setting_up.set_up_system(there)  # again: nothing is done twice, and it answers
             assert there.status().models[0].release == 1
             would = there.tear_down(dry_run=True)
             assert {"user edge-agent", "group edge", "/var/lib/edge-agent", "/etc/systemd/system/edge-agent.service"} <= set(would.removed)
@@ -144,8 +144,8 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
 
     with device.connect(board.name) as pi:
         with pytest.raises(Refused, match="does not make pi root with that password"):
-            device.set_up_system(pi, typed("guessed"))
-        device.set_up_system(pi, typed("open sesame"))
+            setting_up.set_up_system(pi, typed("guessed"))
+        setting_up.set_up_system(pi, typed("open sesame"))
         assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
         assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
         assert len(asked_for) == 2 and asked_for[0] == "password of pi on system, for sudo: "

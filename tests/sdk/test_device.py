@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, preflight, sending
+from edgesdk import device, preflight, sending, setting_up
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.replies import Facts
@@ -153,8 +153,8 @@ def test_a_release_that_the_device_would_refuse_is_refused_before_the_first_byte
 def test_nothing_is_sent_where_the_device_has_what_it_needs() -> None:
     package = device.agent_package.build()
     has = facts(PC, agent={"digest": package.name, "version": "0.1.0", "running": True})
-    assert device.plan_set_up(has) == device.SetUp(None, ())
-    assert device.plan_set_up(facts(has, agent=None)).agent == package
+    assert setting_up.plan_set_up(has) == setting_up.SetUp(None, ())
+    assert setting_up.plan_set_up(facts(has, agent=None)).agent == package
 
 
 def test_wheels_are_sent_where_the_runtime_is_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_wheels_are_sent_where_the_runtime_is_missing_or_too_old(tmp_path: Path,
     asked = []
     monkeypatch.setattr(device.agent_package, "runtime_wheels", lambda _, oldest, _wheelhouse: asked.append(oldest) or [wheel])
     for found in (facts(PC, onnxruntime=None), facts(PC, numpy=None), facts(PC, onnxruntime=CPU | {"version": "1.15.0"})):
-        assert device.plan_set_up(found).wheels == (wheel,)
+        assert setting_up.plan_set_up(found).wheels == (wheel,)
     assert asked == ["1.16"] * 3
 
 
@@ -176,6 +176,43 @@ def test_a_disk_that_is_too_small_is_refused_with_both_values(tmp_path: Path) ->
         with pytest.raises(Refused, match="of disk"):
             sending.push(pi, layout, manifest, facts(PC, free_bytes=1000))
         assert [argv[4] for argv in transport.asked] == ["missing"]
+
+
+def test_room_for_the_agent_and_the_bundle_together_is_asked_for_before_either_is_sent(tmp_path: Path) -> None:
+    """The agent there is an older one; its disk has room for the new one, and not for the bundle as well."""
+    bundle = write_bundle(tmp_path / "b", width=700)
+    with Layout.open(bundle) as layout:
+        manifest = layout.manifests()["x86-cpu"]
+    old = facts(PC, agent={"digest": "0" * 16, "version": "0.0.9", "running": True}, free_bytes=3_000_000)
+    lacking = {"missing": [{"digest": blob.digest, "offset": 0} for blob in manifest.blobs]}
+    pi, transport = scripted(old.to_dict(), lacking)
+    with pytest.raises(Refused, match=r"of disk below /h, `pi` \(x86_64\) has 3\.0 MB free"):
+        device.deploy(pi, bundle)
+    assert [argv[-1] for argv in transport.asked[1:]] == ["missing"]
+
+
+def test_what_a_set_up_would_do_is_said_in_words() -> None:
+    bare = facts(PC, agent=None, user="pi", systemd=True)
+    plan = setting_up.plan_set_up(bare)
+    users = "\n".join(setting_up.set_up_words(bare, plan, None, system=False))
+    systems = "\n".join(setting_up.set_up_words(bare, plan, None, system=True))
+    assert "send the agent" in users and "/h/agent.sock" in users and "group" not in users
+    assert "group edge" in systems and "put pi into the group" in systems and "/run/edge-agent/agent.sock" in systems and "/etc/systemd/system" in systems
+    has = facts(PC, agent={"digest": device.agent_package.build().name, "version": "0.1.0", "running": True})
+    assert setting_up.set_up_words(has, setting_up.plan_set_up(has), None, system=False) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"systemd": False}, "runs no systemd"),
+        ({"systemd": True, "agent": {"version": "1", "running": True}, "user": "ana"}, "ana on `pi` (x86_64) has an agent already, at /h"),
+    ],
+)
+def test_where_an_agent_of_the_system_cannot_be_is_said_before_anything_is_done(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(Refused) as caught:
+        setting_up.check_for_system(facts(PC, **changed), "pi")
+    assert said in str(caught.value) and caught.value.hint
 
 
 # What comes back

@@ -12,7 +12,7 @@ from onnx import helper
 
 from edge_agent import bundle
 from edge_agent.bundle import Contents, Layout
-from edgesdk import device, preflight, signing
+from edgesdk import device, preflight, setting_up, signing
 from edgesdk.agent_package import TooNew
 from edgesdk.errors import Refused
 from edgesdk.lowering import lowered
@@ -114,12 +114,12 @@ def test_a_python_for_which_only_older_wheels_are_built_gets_these_and_the_model
     monkeypatch.setattr(signing, "in_use", lambda: None)
     bare = facts(PC, onnxruntime=None, numpy=None)
     layout = stack.enter_context(Layout.open(newer(tmp_path / "b")))
-    _, choice, plan = device.fitted(stack, layout, chosen(layout, bare), bare, "pi", None, lambda *_: None)
+    _, choice, plan = setting_up.fitted(stack, layout, chosen(layout, bare), bare, "pi", None, lambda *_: None)
     assert plan.wheels == (wheel,) and choice.description.opset == 20
     # What no conversion helps, says so as before.
     other = stack.enter_context(Layout.open(bundles.write_bundle(tmp_path / "c", needs="1.20.0")))
     with pytest.raises(TooNew):
-        device.fitted(stack, other, chosen(other, bare), bare, "pi", None, lambda *_: None)
+        setting_up.fitted(stack, other, chosen(other, bare), bare, "pi", None, lambda *_: None)
 
 
 def test_a_device_that_takes_signed_bundles_only_wants_the_converted_one_signed_too(
@@ -129,7 +129,7 @@ def test_a_device_that_takes_signed_bundles_only_wants_the_converted_one_signed_
     demanding = facts(OLD, trust={"known": True, "demanded": True, "ssh_keygen": True})
     layout = stack.enter_context(Layout.open(newer(tmp_path / "b")))
     with pytest.raises(Refused, match=r"needs onnxruntime 1\.18\.0, `pi` \(x86_64\) runs 1\.17\.3; converted it has to be signed anew"):
-        device.fitted(stack, layout, chosen(layout, demanding), demanding, "pi", None, lambda *_: None)
+        setting_up.fitted(stack, layout, chosen(layout, demanding), demanding, "pi", None, lambda *_: None)
 
 
 @pytest.mark.e2e

@@ -51,7 +51,7 @@ def setup(
     as_json: AsJson = False,
 ) -> None:
     """Prepare a device: the agent, and onnxruntime where there is none. `deploy` does it when needed."""
-    from edgesdk import device, preflight
+    from edgesdk import device, preflight, setting_up
 
     with device.connect(host) as opened, progress() as advance:
         facts = opened.facts()
@@ -59,15 +59,15 @@ def setup(
         systems = system or facts.mode == "system"
         if dry_run:
             if systems:
-                device.check_for_system(facts, host)
-            would = device.set_up_words(facts, device.plan_set_up(facts, wheelhouse=wheelhouse), device.first_signer(facts), system=systems)
+                setting_up.check_for_system(facts, host)
+            would = setting_up.set_up_words(facts, setting_up.plan_set_up(facts, wheelhouse=wheelhouse), setting_up.first_signer(facts), system=systems)
             show({"host": host, "would": would}, "\n".join(f"{host}: would {line}" for line in would) or f"{host}: nothing is left to do", as_json=as_json)
             return
         if systems:
-            plan = device.set_up_system(opened, wheelhouse=wheelhouse, progress=advance)
+            plan = setting_up.set_up_system(opened, wheelhouse=wheelhouse, progress=advance)
         else:
-            plan = device.plan_set_up(facts, wheelhouse=wheelhouse)
-            device.set_up(opened, facts, plan, advance, device.first_signer(facts))
+            plan = setting_up.plan_set_up(facts, wheelhouse=wheelhouse)
+            setting_up.set_up(opened, facts, plan, advance, setting_up.first_signer(facts))
         found = opened.status()
     sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
     text = f"{host}: agent {found.agent.version} runs with onnxruntime {found.agent.onnxruntime} ({', '.join(sent) or 'nothing'} sent)"
