@@ -21,7 +21,8 @@ from typing import Any
 from edge_agent.probe import runtime_tag
 
 OLDEST_ONNXRUNTIME = (1, 16)
-QUIET_NUMPY = {"OPENBLAS_NUM_THREADS": "1"}  # nothing here multiplies matrices with it, and the zygote has one thread
+# Of every process of ours. numpy: nothing here multiplies matrices with it, and the zygote has one thread. glibc: each of many threads would have a heap.
+ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 SYSTEM_HOME, SYSTEM_SOCKET = "/var/lib/edge-agent", "/run/edge-agent/agent.sock"
 # sockaddr_un holds 108 bytes with the final NUL; some systems less.
 LONGEST_SOCKET_PATH = 100
@@ -80,7 +81,7 @@ def serving(home: Path) -> dict[str, Any]:
 
 def module(name: str, *arguments: str, home: Path) -> dict[str, Any]:
     """The same for a module of its own, without what all verbs import."""
-    environment = {**QUIET_NUMPY, **os.environ, "EDGE_AGENT_HOME": str(home)}
+    environment = {**ENVIRONMENT, **os.environ, "EDGE_AGENT_HOME": str(home)}
     environment.pop("PYTHONSAFEPATH", None)  # `-m` finds us by the working folder
     return {"args": [sys.executable, "-m", name, *arguments], "cwd": str(code_folder()), "env": environment}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from edge_agent.home import socket_path
+from edge_agent.home import ENVIRONMENT, socket_path
 
 NAME = "edge-agent"
 _PROCESSOR_ALONE = {"CPUExecutionProvider", "XnnpackExecutionProvider", "AzureExecutionProvider"}
@@ -152,7 +152,7 @@ def plan(home: Path, *, user: Optional[str], group: Optional[str] = None, provid
         _SERVICE.format(
             name=NAME,
             launcher=_quoted(str(launcher)),
-            environment=_quoted(f"EDGE_AGENT_HOME={home}"),
+            environment=" ".join(_quoted(f"{key}={value}") for key, value in {"EDGE_AGENT_HOME": home, **ENVIRONMENT}.items()),
             identity=identity,
             hardening=hardening,
             target="multi-user.target" if user is not None else "default.target",

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.home import QUIET_NUMPY, module, resolve, use_runtime
+from edge_agent.home import ENVIRONMENT, module, resolve, use_runtime
 
 COMM = "edge-zygote"  # what `ps` shows
 
@@ -98,6 +98,7 @@ def begun(home: Path) -> Begun | None:
     if not any((home / "active").glob("*")):
         return None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    gc.freeze()  # else the first collection of either writes to what both share
     try:
         pid = os.fork()
     except OSError:  # it is tried again when a worker is wanted
@@ -107,7 +108,7 @@ def begun(home: Path) -> Begun | None:
     if not pid:
         code = 70
         try:
-            os.environ.update({**QUIET_NUMPY, **os.environ, "EDGE_AGENT_HOME": str(home)})
+            os.environ.update({**ENVIRONMENT, **os.environ, "EDGE_AGENT_HOME": str(home)})
             code = serve(home, _alone(theirs.detach()))
         except BaseException:  # noqa: BLE001 - nothing may go back into the supervisor's code
             traceback.print_exc()

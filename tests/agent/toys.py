@@ -255,8 +255,10 @@ class Agent:
 
     def zygote(self) -> int:
         """The process that they are forked from."""
-        assert self.process is not None
-        (pid,) = [pid for pid in self._children(self.process.pid) if comm(pid) == "edge-zygote"]
+        process = self.process
+        assert process is not None
+        found: list[int] = wait_until(lambda: [pid for pid in self._children(process.pid) if comm(pid) == "edge-zygote"])
+        (pid,) = found
         return pid
 
     def _children(self, parent: int) -> list[int]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.connection import Connection
+from edge_agent.home import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "asking.md"
@@ -313,7 +314,7 @@ class Running:
 
 
 def _served(home: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "edge_agent", "serve"], env={**os.environ, "EDGE_AGENT_HOME": str(home)})
+    return subprocess.Popen([sys.executable, "-m", "edge_agent", "serve"], env={**os.environ, **ENVIRONMENT, "EDGE_AGENT_HOME": str(home)})
 
 
 def _until_ready(home: Path) -> None:
