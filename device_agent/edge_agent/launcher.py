@@ -4,7 +4,7 @@
 where `agent/current` led, the agent preferred, and starts since one was last well: who is well for a minute writes itself and 0. At most 80 lines.
 """
 
-import os, sys, time  # fmt: skip
+import os, signal, sys, time  # fmt: skip
 
 TRIES, LONGEST_PAUSE_S = 3, 60
 
@@ -59,18 +59,18 @@ def run(agents: str, names: list[str], argv: list[str]) -> int:
         if len(set(names)) == 1 or not ("main" not in module or argv[:1] == ["start"] or isinstance(error, (ImportError, SyntaxError))):
             sys.excepthook(*sys.exc_info())
             return 70
-    for name in [name for name in sys.modules if name.startswith("edge_agent")]:
-        del sys.modules[name]
+    _ = [sys.modules.pop(name) for name in [*sys.modules] if name.startswith("edge_agent")]
     return run(agents, names[1:], argv)
 
 
 def keep() -> int:
-    import signal, subprocess  # fmt: skip
-
-    signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
     while True:
-        child = subprocess.Popen([sys.executable, __file__, "serve"])
-        code = child.wait()
+        child = os.fork()
+        if not child:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            return main(["serve"])
+        signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if code in (0, 1, -signal.SIGTERM) or not os.path.exists(__file__):  # asked to, said why not, or torn down
             return code
         time.sleep(1)
