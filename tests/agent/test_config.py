@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import running
 from toys import Agent, wait_until
 
+from conftest import running
 from edge_agent import config
 from edge_agent.config import Config, ConfigError
 
