@@ -35,6 +35,7 @@ _START_S = 30
 _SILENCE_S = 30
 _JOB_WAIT_S = 20
 _LOOK_S = 0.05
+_LINGER_S = 0.3
 _CHUNK_BYTES = 1 << 18
 _MAX_INPUT_BYTES = 64 << 20
 _MAX_LINE_BYTES = 4 << 20
@@ -315,15 +316,16 @@ def trust(home: Path, *, add: bool, revoke: str | None) -> Any:
 
 
 def job(home: Path, identity: str, wait_s: int, stage: str | None = None) -> Any:
-    """How it goes, when it has ended or after so long; with a stage, as soon as it is at another one."""
+    """How it goes, when it has ended or after so long; with a stage, when it is at another one for a moment: a quick job costs one question."""
     target = f"/edge/jobs/{quote(identity, safe='')}?wait="
-    until = time.monotonic() + wait_s
-    while stage and time.monotonic() < until:
-        state = _ask(home, "GET", f"{target}0")
-        if state["state"] != "running" or state["stage"] != stage:
-            return state
+    state = _ask(home, "GET", f"{target}{0 if stage else wait_s}")
+    until, moved = time.monotonic() + wait_s, None
+    while stage and state["state"] == "running" and time.monotonic() < min(until, moved or until):
         time.sleep(_LOOK_S)
-    return _ask(home, "GET", f"{target}{0 if stage else wait_s}")
+        state = _ask(home, "GET", f"{target}0")
+        if state["stage"] != stage and moved is None:
+            moved = time.monotonic() + _LINGER_S
+    return state
 
 
 def race(home: Path, session: str, *, end: bool) -> Any:

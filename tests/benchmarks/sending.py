@@ -170,7 +170,7 @@ def rsync_bytes(folder: Path, old: Path, new: Path) -> int:
         with Layout.open(source) as layout:
             for layer in layout.manifests()["x86-cpu"].layers:
                 (target / layer.file).write_bytes(layout.blob(layer.digest))
-                os.utime(target / layer.file, (int(target == here), 0))
+                os.utime(target / layer.file, (0, int(target == here)))
     shell = folder / "shell"  # rsync counts by itself: the far end is started here, as an ssh would start it there
     shell.write_text('#!/bin/sh\nshift\nexec "$@"\n')
     shell.chmod(0o755)
@@ -247,6 +247,7 @@ def fleet(folder: Path) -> list[str]:
         done = subprocess.run(rollout(folder, "--parallel", str(PARALLEL)), capture_output=True, text=True, check=False)
         ours = time.perf_counter() - begin
         outcomes = [one["outcome"] for one in json.loads(done.stdout)]
+        print(f"scp {theirs:.1f} s, deploy {ours:.1f} s, load {os.getloadavg()[0]:.1f}\n{done.stderr}", file=sys.stderr, flush=True)
     with bare_devices([f"many{number:03}" for number in range(DEVICES)]) as boards:
         fleet_of(boards, folder)
         (folder / "fleet.state.json").unlink(missing_ok=True)

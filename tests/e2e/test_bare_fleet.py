@@ -57,7 +57,7 @@ def assert_resumed(folder: Path, boards: Sequence[BareDevice], *options: str) ->
     found = json.loads(done.stdout)
     # One that was at it when its host was killed finished by itself: it is found to be so.
     worked = ["worked" if one["outcome"] in ("active", "unchanged") else one["outcome"] for one in found]
-    assert worked == ["failed" if number in BROKEN else "worked" for number in range(len(boards))]
+    assert worked == ["failed" if number in BROKEN else "worked" for number in range(len(boards))], [one["error"] for one in found]
     for number, reason in BROKEN.items():
         assert reason in " ".join(found[number]["error"].values())
         assert f"error: {boards[number].name}: failed:" in done.stderr
