@@ -142,14 +142,17 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
     def typed(word: str) -> Ask:
         return lambda question: asked_for.append(question) or word
 
-    with device.connect(board.name) as pi:
-        with pytest.raises(Refused, match="does not make pi root with that password"):
-            setting_up.set_up_system(pi, typed("guessed"))
-        setting_up.set_up_system(pi, typed("open sesame"))
-        assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
-        assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
-        assert len(asked_for) == 2 and asked_for[0] == "password of pi on system, for sudo: "
-        gone = pi.tear_down()
+    try:
+        with device.connect(board.name) as pi:
+            with pytest.raises(Refused, match="does not make pi root with that password"):
+                setting_up.set_up_system(pi, typed("guessed"))
+            setting_up.set_up_system(pi, typed("open sesame"))
+            assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
+            assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+            assert len(asked_for) == 2 and asked_for[0] == "password of pi on system, for sudo: "
+            gone = pi.tear_down()
+    finally:
+        board.ssh("rm /usr/local/bin/sudo /usr/local/bin/rootly", user="root")
     assert {"user edge-agent", "group edge"} <= set(gone.removed)
     assert "open sesame" not in repr(pi.__dict__)
     assert "open sesame" not in "".join(capfd.readouterr())
