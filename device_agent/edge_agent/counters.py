@@ -38,6 +38,7 @@ class Counters:
     failed_total: Histogram = field(default_factory=Histogram)
     phases: dict[str, Histogram] = field(default_factory=lambda: {phase: Histogram() for phase in PHASES})
     joined: int = 0  # questions that the model was asked together with an earlier one
+    not_finite: int = 0  # answers that hold NaN or infinity: no failures, and seldom meant
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -70,11 +71,11 @@ class Counters:
             self._touch()
 
     def add_counts(self, counts: dict[str, Any]) -> None:
-        """What a worker answered without the supervisor: some of the histograms, by name, and ``joined``. Raises ValueError."""
+        """What a worker answered without the supervisor: some of the histograms, by name, ``joined`` and ``not_finite``. Raises ValueError."""
         with self.lock:
             for name, document in counts.items():
-                if name == "joined":
-                    self.joined += int(document)
+                if name in ("joined", "not_finite"):
+                    setattr(self, name, getattr(self, name) + int(document))
                     continue
                 histogram = Histogram.from_dict(document)
                 if name == "failed":
@@ -89,6 +90,7 @@ class Counters:
         with self.lock:
             self.errors += other.errors
             self.joined += other.joined
+            self.not_finite += other.not_finite
             self.total.merge(other.total)
             self.failed_total.merge(other.failed_total)
             for phase in PHASES:
@@ -104,6 +106,7 @@ class Counters:
                 "since": self.since,
                 "errors": self.errors,
                 "joined": self.joined,
+                "not_finite": self.not_finite,
                 "total": self.total.to_dict(),
                 "failed": self.failed_total.to_dict(),
                 "phases": {phase: histogram.to_dict() for phase, histogram in self.phases.items()},
@@ -122,6 +125,7 @@ class Counters:
                 Histogram.from_dict(document["failed"]) if "failed" in document else Histogram(),
                 {phase: Histogram.from_dict(document["phases"][phase]) for phase in PHASES},
                 int(document.get("joined", 0)),
+                int(document.get("not_finite", 0)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not counters: {error!r}") from error

@@ -46,6 +46,9 @@ def _lines(agent: Agent) -> Iterator[str]:
         labels = {"model": name, "version": counters.release}
         yield _sample("edge_agent_requests_total", {**labels, "outcome": "success"}, counters.total.count)
         yield _sample("edge_agent_requests_total", {**labels, "outcome": "failure"}, counters.errors)
+    yield from _family("edge_agent_not_finite_total", "counter", "Answers that hold NaN or infinity, of those that succeeded.")
+    for name, counters in counted:
+        yield _sample("edge_agent_not_finite_total", {"model": name, "version": counters.release}, counters.not_finite)
     yield from _family("edge_agent_request_seconds", "histogram", "Answered requests, from the last byte in to the first byte out.")
     for name, counters in counted:
         yield from _histogram("edge_agent_request_seconds", {"model": name, "version": counters.release}, counters, counters.total)

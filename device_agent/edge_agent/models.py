@@ -294,6 +294,7 @@ def _report(name: str, model: Active) -> dict[str, Any]:
             "threads": ready["threads"] if ready else None,
             "count": counters.total.count,
             "errors": counters.errors,
+            "not_finite": counters.not_finite,
             "latency_ms": counters.total.percentiles().to_dict(),
             "phases_ms": {phase: histogram.percentiles().to_dict() for phase, histogram in counters.phases.items()},
             "since": counters.since,

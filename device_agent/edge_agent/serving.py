@@ -38,6 +38,7 @@ _CONTROL_BYTES = 1 << 18
 _SMALL_BYTES = 4096  # copying so much costs less than a microsecond
 # What kernels take for indices, sizes and counts. They check such a value and then use it, so it must not change in between.
 _INDICES = ("int32", "int64", "uint32", "uint64")
+_MOST_LOOKED_AT = 1 << 14
 _FOLD_AT = 4096 * 5
 _MESSAGE_CHARACTERS = 1000
 _WARM_UP_S = 1.0
@@ -195,7 +196,7 @@ class Serving:
         self._times = array("q")  # five a request: the phases, then all
         self._counted = {phase: Histogram() for phase in (*PHASES, "total")}
         self._failed = Histogram()
-        self._joined = 0
+        self._joined = self._not_finite = 0
         self._leaving = False
         self._since = self._programs = 0
 
@@ -264,6 +265,8 @@ class Serving:
         counts: dict[str, Any] = {key: histogram.to_dict() for key, histogram in (*self._counted.items(), ("failed", self._failed)) if histogram.count}
         if self._joined:
             counts["joined"], self._joined = self._joined, 0
+        if self._not_finite:
+            counts["not_finite"], self._not_finite = self._not_finite, 0
         for key, count in counts.items():  # one at a time: a message has its limit
             self._control.send(json.dumps({"counts": {key: count}}).encode())
         self._control.send(json.dumps({"counted": True}).encode())
@@ -376,6 +379,7 @@ class Serving:
                 if len(self._times) >= _FOLD_AT:
                     self._fold()
             caller.last_ns = time.perf_counter_ns()
+            self._not_finite += _holds_no_number(outputs)  # who asked has his answer by now
 
     def _fail(self, caller: Caller, error: Exception, arrived: int) -> None:
         status, told = failure(error)
@@ -527,6 +531,12 @@ class Serving:
             caller.bell.send(ring.REPLY.pack(status, *phases) + said, socket.MSG_DONTWAIT)
         except OSError:
             self._drop(caller)
+
+
+def _holds_no_number(outputs: dict[str, Array]) -> bool:
+    """NaN or infinity. Of a large output so many values are looked at, evenly spread: what goes wrong in a network spreads, too."""
+    seen = (output.reshape(-1)[:: -(-output.size // _MOST_LOOKED_AT) or 1] for output in outputs.values() if output.dtype.kind == "f")
+    return not all(np.isfinite(values).all() for values in seen)
 
 
 def failure(error: Exception) -> tuple[int, str]:

@@ -50,6 +50,8 @@ def _report(reply: Any) -> list[str]:
         lines.append(
             f"{model['name']} release {model['release']} on {model['provider']}: {model['count']} answers, {model['errors']} errors since {model['since']}"
         )
+        if model["not_finite"]:
+            lines.append(f"  {model['not_finite']} answers hold NaN or infinity")
         rows = {"in all": model["latency_ms"], **model["phases_ms"]}
         lines += [f"  {name:7} " + "  ".join(f"{key} {value:.3f}" for key, value in row.items()) + " ms" for name, row in rows.items()]
     return [*lines, *_device(reply)] if lines else ["no model is active"]

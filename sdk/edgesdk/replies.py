@@ -352,6 +352,7 @@ class ModelReport(Reply):
     provider: Text | None = None
     count: Count
     errors: Count
+    not_finite: Count = 0  # answers that hold NaN or infinity
     latency_ms: Percentiles | None = None
     phases_ms: dict[Text, Percentiles | None] = {}
     since: Text | None = None

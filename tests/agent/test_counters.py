@@ -3,10 +3,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toys import Agent, logarithm, make, wait_until
 
+from edge_agent import connect, text
+from edge_agent.connection import Connection
 from edge_agent.counters import PHASES, Counters, Ledger
 
 REQUESTS = st.lists(st.tuples(st.booleans(), st.integers(0, 10**9)), max_size=30)
@@ -79,3 +83,26 @@ def test_a_damaged_file_costs_the_counts_alone(tmp_path: Path, text: str) -> Non
 def test_every_phase_is_counted() -> None:
     counters = counted([(True, 100)])
     assert [counters.phases[phase].count for phase in PHASES] == [1] * len(PHASES)
+
+
+@pytest.mark.e2e
+def test_answers_that_hold_nan_or_infinity_are_no_errors_and_counted_apart(agent: Agent, tmp_path: Path) -> None:
+    assert agent.activate(make(tmp_path / "log", logarithm(), name="log", feeds=[{"x": np.ones(3, np.float32)}]))["state"] == "done"
+    for way in ("shm", "http"):
+        with connect("log", home=agent.home, via=way) as model:
+            for value in (1, -1, 0, 2):  # -1: NaN, 0: minus infinity
+                model(np.full(20_000, value, np.float32))
+
+    def counted() -> tuple[int, int]:
+        (report,) = agent.ask("GET", "/edge/report/log")["models"]
+        return report["not_finite"], report["errors"]
+
+    assert counted() == (4, 0)
+    agent.stop()
+    agent.start()
+    wait_until(lambda: agent.model("log")["state"] == "active")
+    assert counted() == (4, 0)
+    assert "4 answers hold NaN or infinity" in text.render("report", agent.ask("GET", "/edge/report/log"))
+    with Connection(home=agent.home) as connection:
+        page = bytes(connection.request("GET", "/metrics").body).decode()
+    assert 'edge_agent_not_finite_total{model="log",version="1"} 4' in page

@@ -275,7 +275,8 @@ def report(host: Host = "local", name: Annotated[str | None, typer.Argument(help
         found = opened.report(name)
     rows = [(m.name, m.release, m.provider or "–", m.count, m.errors, *_percentiles(m.latency_ms)) for m in found.models]
     text = table(rows, head=("model", "release", "provider", "requests", "errors", *(f"{p} ms" for p in PERCENTILES)))
-    show(found.to_dict(), "\n".join([text, *_condition(found.device)]) if rows else "no model is active", as_json=as_json)
+    odd = [f"{m.name}: {m.not_finite} answers hold NaN or infinity" for m in found.models if m.not_finite]
+    show(found.to_dict(), "\n".join([text, *odd, *_condition(found.device)]) if rows else "no model is active", as_json=as_json)
 
 
 def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:
