@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 FRAME = "edge-agent-reply: "
 
-# What `edge_agent.deployments.Permissions` has.
+# What `edge_agent.jobs.Permissions` has.
 PERMISSIONS = {
     "as_profile": "try another device's profile here: a missing provider is no reason to refuse",
     "allow_slow": "take it although it misses its latency budget",

@@ -21,8 +21,8 @@ from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.config import ConfigError
-from edge_agent.deployments import Busy, Permissions, UnknownJob
 from edge_agent.inference import NAME, Handler, document_of
+from edge_agent.jobs import Busy, Permissions, UnknownJob
 from edge_agent.latency import Histogram
 from edge_agent.models import UnknownModel
 from edge_agent.races import UnknownRace

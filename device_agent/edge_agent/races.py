@@ -27,7 +27,8 @@ from typing import Any
 from edge_agent.blobs import Blobs, Missing, StoreError, free_bytes, size_of
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.child import Child, ChildDied
-from edge_agent.deployments import Deployments, Job
+from edge_agent.deployments import Deployments
+from edge_agent.jobs import Job
 
 SESSION = re.compile(r"[0-9a-f]{16}")
 FILES = ("model.onnx", "weights.bin")

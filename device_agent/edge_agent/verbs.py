@@ -244,7 +244,7 @@ def _was_assumed(deployment: Path) -> bool | None:
 def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, by: str | None, permissions: dict[str, bool]) -> Any:
     """A digest, or what is staged under a name. With ``signed``, the signature comes on standard input; with ``stage``, all but the swap.
 
-    ``permissions``: what `edge_agent.deployments.Permissions` has.
+    ``permissions``: what `edge_agent.jobs.Permissions` has.
     """
     _check_what(what)
     if in_s is not None and not stage:

@@ -19,7 +19,8 @@ from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError, Descriptor, digest_of
 from edge_agent.config import Limits
 from edge_agent.connection import BadRequest, Connection, NoSuchModel
-from edge_agent.deployments import Busy, Deployments, Job
+from edge_agent.deployments import Deployments
+from edge_agent.jobs import Busy, Job
 from edge_agent.journal import Journal
 from edge_agent.models import Models
 from edge_agent.race import read_feeds

@@ -224,6 +224,8 @@ class World:
 def leftovers(home: Path) -> Iterator[Path]:
     """Files that no version needs, after a deployment has ended."""
     needed = {path.resolve() for kind in ("active", "previous") for path in (home / kind).iterdir()}
+    for path in (home / "staged").glob("*.json"):
+        needed.add(home.resolve() / "deployments" / path.stem / json.loads(path.read_bytes())["digest"][7:23])
     for path in home.rglob("*"):
         half_written = path.name.startswith(".") and path.parent.name != "__pycache__"
         replaced = path.parent.parent == home / "deployments" and path.resolve() not in needed
@@ -271,11 +273,35 @@ def install(world: World) -> Prepared:
     return lambda: void(subprocess.run(argv, env=world.environment(), check=True, capture_output=True)), {world.answers(), release}, {release}
 
 
+def stage(world: World) -> Prepared:
+    """A version is tried, and waits."""
+    _, folder = world.bundle()
+    digest = world.send(folder)
+    active = world.answers()
+    return lambda: world.job(world.request("POST", "/edge/activate", {"digest": digest, "stage": True})), {active}, {active}
+
+
+def switch(world: World) -> Prepared:
+    """What waits becomes active."""
+    release, folder = world.bundle()
+    before = world.answers()
+    world.job(world.request("POST", "/edge/activate", {"digest": world.send(folder), "stage": True}))
+    return lambda: world.job(world.request("POST", "/edge/activate", {"digest": NAME})), {before, release}, {release}
+
+
 def void(_: object) -> None:
     """What was said is not needed."""
 
 
-STEPS: dict[str, Callable[[World], Prepared]] = {"put": put, "activate": activate, "rollback": rollback, "remove": remove, "install": install}
+STEPS: dict[str, Callable[[World], Prepared]] = {
+    "put": put,
+    "activate": activate,
+    "stage": stage,
+    "switch": switch,
+    "rollback": rollback,
+    "remove": remove,
+    "install": install,
+}
 START = ("start", "recover")
 SET_UP = ("receive", "agent", "runtime", "launcher", "first", "teardown")
 

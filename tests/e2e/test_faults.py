@@ -66,6 +66,8 @@ def at(step: str, way: str, every: int) -> object:
         at("rollback", "io", 9),
         at("remove", "kept", 11),
         at("install", "read-only", 23),
+        at("stage", "kill", 14),
+        at("switch", "kept", 16),
         at("start", "lost", 4),
         at("recover", "kill", 6),
         at("receive", "kept", 9),
