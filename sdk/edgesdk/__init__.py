@@ -20,13 +20,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgesdk.device import connect, deploy
     from edgesdk.errors import EdgeSDKError
+    from edgesdk.inspection import inspect
     from edgesdk.packaging import Packaged, Request, optimize, package, quantize
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
     from edgesdk.pruning import Goal, prune
     from edgesdk.verification import verify
 
-__all__ = ["EdgeSDKError", "Goal", "Packaged", "Profile", "Request", "connect", "deploy", "find_profile", "optimize", "package", "prune", "quantize", "verify"]
+__all__ = [
+    "EdgeSDKError",
+    "Goal",
+    "Packaged",
+    "Profile",
+    "Request",
+    "connect",
+    "deploy",
+    "find_profile",
+    "inspect",
+    "optimize",
+    "package",
+    "prune",
+    "quantize",
+    "verify",
+]
 
 # Nothing phones home: onnxruntime would, from 1.32 on.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -40,6 +56,7 @@ _HOMES = {
     "connect": "device",
     "deploy": "device",
     "find_profile": "profiles",
+    "inspect": "inspection",
     "optimize": "packaging",
     "package": "packaging",
     "prune": "pruning",

@@ -23,7 +23,7 @@ _KERNEL = "_kernel_time"
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _GATES = ("LSTM", "GRU", "RNN")
 _RENAMED = re.compile(r"_token_\d+$")  # onnxruntime's suffix for what it made of a node
-_FUSED = ("Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
+_FUSED = ("BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
 PROFILED_RUNS = 12
 
 

@@ -198,7 +198,12 @@ def test_init_writes_what_package_then_obeys(folder: Path) -> None:
 
 def test_inspect_and_check_and_profiles_have_two_renderings() -> None:
     assert "Conv" in run("inspect", "model.onnx").stdout
-    assert json.loads(run("inspect", "model.onnx", "--json").stdout)["operators"]["Conv"] == 9
+    told = json.loads(run("inspect", "model.onnx", "-p", "kria-kv260", "--profile-ops", "--json").stdout)
+    assert told["summary"]["operators"]["Conv"] == 9
+    assert told["macs"] == 9_345_920
+    assert told["kernels"]
+    shown = run("inspect", "model.onnx", "-p", "kria-kv260", "--profile-ops").stdout
+    assert all(words in shown for words in ("peak of activations", "`kria-kv260` takes", "static shapes", "ms here"))
     assert "obeys `jetson`" in run("check", "model.onnx", "-p", "jetson").stdout
     broken = run("check", "model.onnx", "-p", "kria-kv260")
     assert broken.exit_code == 1
@@ -206,6 +211,15 @@ def test_inspect_and_check_and_profiles_have_two_renderings() -> None:
     assert "raspberry-pi-5" in run("profile", "list").stdout
     assert json.loads(run("profile", "show", "jetson-orin", "--json").stdout)["name"] == "jetson-orin"
     assert "float16" in run("profile", "show", "jetson").stdout
+
+
+def test_a_node_is_saved_with_its_inputs(folder: Path) -> None:
+    told = json.loads(run("inspect", "model.onnx", "--save-node", "/3/norm1/BatchNormalization", "--json").stdout)
+    assert told == {"model": "3_norm1_BatchNormalization.onnx", "inputs": "3_norm1_BatchNormalization.npz"}
+    single = json.loads(run("inspect", told["model"], "--calibration", told["inputs"], "--json").stdout)
+    assert list(single["summary"]["operators"]) == ["BatchNormalization"]
+    assert run("inspect", "model.onnx", "--save-node", "nowhere").exit_code == 1
+    assert not (folder / "nowhere.onnx").exists()
 
 
 @pytest.mark.slow

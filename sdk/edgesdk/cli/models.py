@@ -1,5 +1,6 @@
 """The verbs about models: init, convert, inspect, check, quantize, prune, optimize, package, verify."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +10,10 @@ import typer
 from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgesdk.constraints import Violation
+    from edgesdk.inspection import Inspection
     from edgesdk.packaging import Packaged
     from edgesdk.profiles import Profile
     from edgesdk.pruning import Outlook
@@ -280,19 +285,75 @@ def check(model: ModelFile, profile: ProfileName, *, as_json: AsJson = False) ->
         raise typer.Exit(1)
 
 
-def inspect(model: ModelFile, *, as_json: AsJson = False) -> None:
-    """Inputs, outputs, operators and parameters of a model."""
-    from edgesdk import graph, sparsity
+def inspect(
+    model: ModelFile,
+    profile: Annotated[str | None, typer.Option("--profile", "-p", help="what of it this hardware cannot run, why, and what to do")] = None,
+    calibration: Annotated[str | None, typer.Option(help="real samples, where random ones will not do")] = None,
+    save_node: Annotated[str | None, typer.Option("--save-node", metavar="NAME", help="write this node as a model of its own, its inputs beside it")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="with --save-node: the .onnx to write; its inputs become the .npz beside it")] = None,
+    *,
+    profile_ops: Annotated[bool, typer.Option("--profile-ops", help="the ten nodes that take longest on this machine")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What a model is made of, what a run of it needs, and what a profile's hardware would say to it."""
+    from edgesdk import inspection, profiles
 
-    loaded = graph.load(model)
-    described = graph.describe(loaded)
-    rows = [("input", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.inputs(loaded)]
-    rows += [("output", t.name, f"{t.dtype} {_shape(t.shape)}") for t in graph.outputs(loaded)]
-    rows += [("opset", str(described.opset), ""), ("parameters", f"{described.parameters:,}", "")]
-    weights = [weight.obeys for weight in sparsity.weights(loaded)]
-    rows += [("2:4 sparse", f"{sum(weights)} of {len(weights)}", "weights")] if any(weights) else []
-    rows += [("operator", name, str(count)) for name, count in sorted(described.operators.items(), key=lambda item: -item[1])]
-    show({**asdict(described), "two_four": {"weights": len(weights), "sparse": sum(weights)}}, table(rows, head=("what", "name", "")), as_json=as_json)
+    if save_node is not None:
+        _save_node(model, save_node, calibration, output or Path(re.sub(r"[^A-Za-z0-9._-]+", "_", save_node).strip("_.") + ".onnx"), as_json=as_json)
+        return
+    found = inspection.inspect(model, profiles.find(profile) if profile else None, samples=calibration, time_kernels=profile_ops)
+    show(found.to_dict(), _inspected(found), as_json=as_json)
+
+
+def _by_rule(violations: "Sequence[Violation]") -> list[str]:
+    """The first of each kind, and how many more there are of it."""
+    kinds: dict[tuple[str, str, str], list[Violation]] = {}
+    for violation in violations:
+        kinds.setdefault((violation.rule, violation.wanted, violation.hint), []).append(violation)
+    return [str(alike[0]) + (f"; {len(alike) - 1} more of this kind" if len(alike) > 1 else "") for alike in kinds.values()]
+
+
+def _save_node(model: Path, name: str, calibration: str | None, output: Path, *, as_json: bool) -> None:
+    import numpy as np
+
+    from edgesdk import graph, inspection
+    from edgesdk.cli import files
+
+    inputs = output.with_suffix(".npz")
+    for target in (output, inputs):
+        files.check(target)
+    single, feeds = inspection.alone(model, name, samples=calibration)
+    graph.save_as(single, output)
+    np.savez(inputs, **feeds)  # type: ignore[arg-type]  # its stubs take no mapping
+    show({"model": str(output), "inputs": str(inputs)}, f"{output}\n{inputs}", as_json=as_json)
+
+
+def _inspected(found: "Inspection") -> str:
+    summary = found.summary
+    rows = [("input", t.name, f"{t.dtype} {_shape(t.shape)}") for t in summary.inputs]
+    rows += [("output", t.name, f"{t.dtype} {_shape(t.shape)}") for t in summary.outputs]
+    rows += [("opset", str(summary.opset), f"IR version {summary.ir_version}"), ("parameters", f"{summary.parameters:,}", bytes_text(summary.weight_bytes))]
+    shapes = ", ".join(f"{name} {shape}" for name, shape in found.assumed.items())
+    if found.macs is not None and found.memory is not None:
+        rows += [("multiply-accumulates", f"{found.macs:,}", f"of one run on {shapes}")]
+        rows += [("peak of activations", bytes_text(found.memory.peak_bytes), f"at {found.memory.node}")]
+        rows += [("", each.tensor, bytes_text(each.bytes)) for each in found.memory.tensors[:4]]
+    else:
+        rows += [("multiply-accumulates", "unknown", found.unknown)]
+    rows += [("2:4 sparse", f"{found.sparse} of {found.weights}", "weights")] if found.sparse else []
+    for each in found.operators:
+        share = f", {each.macs / found.macs:.1%} of the work" if each.macs and found.macs else ""
+        rows.append(("operator", each.name, f"{each.count}{share}"))
+    told = [table(rows, head=("what", "name", ""))]
+    if found.kernels:
+        slow = [(kernel.node or "(what onnxruntime added or fused)", kernel.operator, f"{kernel.ms:.3f}", f"{kernel.share:.1%}") for kernel in found.kernels]
+        told += ["", table(slow, head=("node", "operator", "ms here", "share"))]
+    if found.cut is not None:
+        work = f", {found.cut.macs_share:.1%} of the multiply-accumulates," if found.cut.macs_share is not None else ""
+        parts = f" in {found.cut.parts} parts" if found.cut.parts > 1 else ""
+        told += ["", f"`{found.profile}` takes {found.cut.nodes} of {found.cut.of} nodes{work}{parts} as the file is; `edgesdk package` changes what it can"]
+        told += [f"  {line}" for line in _by_rule(found.violations)]
+    return "\n".join(told)
 
 
 def convert(
