@@ -16,6 +16,7 @@ from edge_agent import checks, connect
 from edge_agent.bundle import Description
 from edge_agent.checks import CheckFailed
 from edge_agent.config import Check
+from edge_agent.home import code_folder
 from edge_agent.store import Deployment
 
 TOY = Deployment(Path("/d"), "sha256:" + "0" * 64, Description("toy", 7, "x86-cpu", (), (), "1.16", 17, 8, {}, top1=False))
@@ -75,7 +76,8 @@ def test_an_agent_that_ends_waits_for_no_check(tmp_path: Path) -> None:
 
 SCRIPT = """\
 #!{python}
-import os, numpy as np
+import os, sys, numpy as np
+sys.path.insert(0, {code!r})  # on a device a .pth file says it
 from edge_agent import under_check
 with under_check() as model:
     answer = float(model({{"x": np.ones((1, 4), np.float32)}})["y"][0, 0])
@@ -90,7 +92,7 @@ if os.environ["EDGE_CHECK_STAGE"] == {stage!r} and answer > 6:
 @pytest.mark.parametrize("stage", ["trial", "probation"])
 def test_it_asks_the_new_version_before_and_after_the_swap_and_the_old_one_stays_where_it_refuses(agent: Agent, tmp_path: Path, stage: str) -> None:
     script, log = tmp_path / "check", tmp_path / "log"
-    script.write_text(SCRIPT.format(python=sys.executable, log=str(log), stage=stage))
+    script.write_text(SCRIPT.format(python=sys.executable, code=str(code_folder()), log=str(log), stage=stage))
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     agent.stop()
     (agent.home / "config.json").write_text(json.dumps({"check": {"command": [str(script)], "timeout_s": 60}}))
