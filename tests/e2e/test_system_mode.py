@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgesdk import device, setting_up
+from edgesdk import device, setting_up, signing
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
 from edgesdk.privileges import Ask
 from tests.bundles import write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
+from tests.e2e.conftest import keygen
 from tests.e2e.test_systemd_device import WIDTH, asked
 
 pytestmark = needs_bare
-
-# The testbed's device has no sudo. This one does for root what sudo does: it wants a password, and only when it has none that it remembers.
-SUDO = """#!/bin/sh
-# sudo [-n] [-k] [-S] [-p PROMPT] [-V] -- COMMAND
-while :; do
-    case $1 in
-        -n) never=1; shift;;
-        -k) shift;;
-        -S) ask=1; shift;;
-        -p) shift 2;;
-        -V) exit 0;;
-        --) shift; break;;
-        *) break;;
-    esac
-done
-[ -z "$never" ] || { echo "sudo: a password is required" >&2; exit 1; }
-IFS= read -r word
-[ "$word" = "open sesame" ] || { echo "sudo: 1 incorrect password attempt" >&2; exit 1; }
-exec /usr/local/bin/rootly "$@"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -128,15 +108,13 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
 
 
 def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: BareDevice, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A stand-in for sudo, since the testbed's Debian has none, with a small program that is root's and setuid."""
-    rootly = "#include <unistd.h>\nint main(int c, char **v) { setgid(0); setuid(0); return execvp(v[1], v + 1); }"
-    (tmp_path / "rootly.c").write_text(rootly)
-    if not shutil.which("cc"):
-        pytest.skip("needs a C compiler")
-    subprocess.run(["cc", "-static", "-o", tmp_path / "rootly", tmp_path / "rootly.c"], check=True)
-    for name, data in (("rootly", (tmp_path / "rootly").read_bytes()), ("sudo", SUDO.encode())):
-        put = ["ssh", "-F", board.config, "-l", "root", board.name, f"cat > /usr/local/bin/{name}; chmod 4755 /usr/local/bin/{name}"]
-        subprocess.run(put, input=data, check=True, timeout=60)
+    """Debian's own sudo, which the board has not: brought there as a package."""
+    fetched = subprocess.run(["apt-get", "download", "sudo"], cwd=tmp_path, capture_output=True, check=False)
+    if fetched.returncode:
+        pytest.skip("needs apt-get and its archive")
+    (package,) = tmp_path.glob("sudo_*.deb")
+    install = "cat > /root/sudo.deb; dpkg -i /root/sudo.deb && rm /root/sudo.deb; echo 'pi:open sesame' | chpasswd; usermod -aG sudo pi"
+    subprocess.run(["ssh", "-F", board.config, "-l", "root", board.name, install], input=package.read_bytes(), capture_output=True, check=True, timeout=120)
     asked_for: list[str] = []
 
     def typed(word: str) -> Ask:
@@ -144,15 +122,21 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
 
     try:
         with device.connect(board.name) as pi:
+            with pytest.raises(Refused, match="nobody is here to type it"):
+                setting_up.set_up_system(pi)
             with pytest.raises(Refused, match="does not make pi root with that password"):
                 setting_up.set_up_system(pi, typed("guessed"))
             setting_up.set_up_system(pi, typed("open sesame"))
             assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
             assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
-            assert len(asked_for) == 2 and asked_for[0] == "password of pi on system, for sudo: "
+            assert asked_for == ["password of pi on system, for sudo: "] * 2
+            keygen(tmp_path / "ana")
+            assert pi.trust(signing.read(tmp_path / "ana").line()).demanded, "whom a system trusts is root's to say"
+            with pytest.raises(Refused, match="is not signed"):
+                device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1))
             gone = pi.tear_down()
     finally:
-        board.ssh("rm /usr/local/bin/sudo /usr/local/bin/rootly", user="root")
+        board.ssh("SUDO_FORCE_REMOVE=yes dpkg --purge sudo; passwd --lock pi", user="root")
     assert {"user edge-agent", "group edge"} <= set(gone.removed)
     assert "open sesame" not in repr(pi.__dict__)
     assert "open sesame" not in "".join(capfd.readouterr())
