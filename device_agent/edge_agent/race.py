@@ -76,11 +76,11 @@ def opened(
     return sessions[0], sessions[1], questions
 
 
-def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float) -> dict[str, Any]:
+def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS) -> dict[str, Any]:
     """Raw pairs in nanoseconds, and on what they were run. Raises ModelFailed."""
     import onnxruntime
 
-    times = latency.pairs(_runner("before", before), _runner("after", after), feeds, warmup=_WARMUP, most=_MOST_PAIRS, limit_s=limit_s)
+    times = latency.pairs(_runner("before", before), _runner("after", after), feeds, warmup=_WARMUP, most=most, limit_s=limit_s)
     return {
         "pairs_ns": times,
         "warmup": _WARMUP,

@@ -18,6 +18,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgesdk.comparison import compare
     from edgesdk.device import connect, deploy
     from edgesdk.errors import EdgeSDKError
     from edgesdk.inspection import inspect
@@ -33,6 +34,7 @@ __all__ = [
     "Packaged",
     "Profile",
     "Request",
+    "compare",
     "connect",
     "deploy",
     "find_profile",
@@ -53,6 +55,7 @@ _HOMES = {
     "Packaged": "packaging",
     "Profile": "profiles",
     "Request": "packaging",
+    "compare": "comparison",
     "connect": "device",
     "deploy": "device",
     "find_profile": "profiles",

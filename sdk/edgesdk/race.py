@@ -14,9 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from edge_agent import probe
 from edge_agent.bundle import Descriptor, digest_of
+from edge_agent.child import Child, ChildFailed
 from edgesdk import device, preflight, sending, setting_up
 from edgesdk.benchmark import Paired, summary
 from edgesdk.device import Device
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
 
 Files = Mapping[str, bytes]  # a model's own: `model.onnx`, and `weights.bin` where there is one
 
+_OPEN_S = 600
+_MOST_PAIRS_HERE = 20_000
 MOST_FEEDS = 200
 MOST_FEED_BYTES = 64 << 20
 _MODELS = {"before": "the first of two models", "after": "the second of two models", None: "one of two models"}
@@ -68,6 +74,59 @@ def racing(host: str, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any
         finally:
             with suppress(EdgeSDKError):  # the device removes it by itself within the hour
                 there.end_race(racer.session)
+
+
+@contextmanager
+def racing_here(profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[Here]:
+    """The same on this machine, each race in a process of its own, without an agent. Raises nothing by itself."""
+    with TemporaryDirectory(prefix="edgesdk-") as folder:
+        yield Here(Path(folder), profile, feeds)
+
+
+class Here:
+    """This machine, as `Racer` has a device."""
+
+    def __init__(self, folder: Path, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        self._folder, self._profile, self._inputs = folder, profile, list(feeds[0])
+        (folder / "feeds.npz").write_bytes(_packed(feeds, self._inputs))
+
+    def race(self, before: Files, after: Files, *, limit_s: float) -> Raced:
+        """Raises ModelError where one of the two does not run here."""
+        question = {"before": self._laid_out(before), "after": self._laid_out(after), "feeds": "feeds.npz", "inputs": self._inputs}
+        with _translated(), Child("racer", self._folder, self._folder, what="the process that ran both models") as child:
+            opened = child.ask({"arguments": {**question, "profile": self._profile.to_dict()}}, timeout_s=_OPEN_S)
+            told = opened if "failed" in opened else child.ask({"arguments": {"limit_s": limit_s, "most": _MOST_PAIRS_HERE}}, timeout_s=limit_s + _OPEN_S)
+        if "failed" in told:
+            raise ModelError(f"{_MODELS[told['failed']['model']]} does not run here: {told['failed']['message']}", told["failed"]["hint"])
+        facts = probe.facts()
+        return Raced(
+            **asdict(summary([(first, second) for first, second in told["pairs_ns"]], told["warmup"])),
+            host="",
+            device=facts["board"] or facts["cpu_model"] or facts["architecture"],
+            providers=(told["before"]["provider"], told["after"]["provider"]),
+            nodes=(told["before"]["nodes"], told["after"]["nodes"]),
+            threads=told["threads"],
+            onnxruntime=told["onnxruntime"],
+            governor=told["governor"],
+            temperature_c=told["temperature_c"],
+        )
+
+    def _laid_out(self, files: Files) -> str:
+        name = digest_of("".join(map(digest_of, files.values())).encode())[-16:]
+        folder = self._folder / name
+        if not folder.exists():
+            folder.mkdir()
+            for file, data in files.items():
+                (folder / file).write_bytes(data)
+        return name
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except ChildFailed as error:
+        raise ModelError(str(error), error.hint) from error
 
 
 class Racer:
