@@ -8,6 +8,7 @@ All but a few are questions to the agent over its socket, which is started when 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import math
@@ -37,6 +38,7 @@ _JOB_WAIT_S = 20
 _LOOK_S = 0.05
 _LINGER_S = 0.3
 _CHUNK_BYTES = 1 << 18
+_SET_PIPE_SIZE, _PIPE_BYTES = 1031, 1 << 20  # fcntl.F_SETPIPE_SZ, which Python has from 3.10 on
 _MAX_INPUT_BYTES = 64 << 20
 _MAX_LINE_BYTES = 4 << 20
 _FACTS = ("architecture", "board", "cpu_model", "cores", "memory_bytes", "python", "governor", "temperature_c", "onnxruntime", "numpy")
@@ -520,6 +522,8 @@ class _Source:
     def __init__(self) -> None:
         self._ahead = b""
         self.ended = False  # before all was here
+        with contextlib.suppress(OSError):  # sshd's pipe holds 64 kB, and waits for us as often; elsewhere it is no pipe
+            fcntl.fcntl(0, _SET_PIPE_SIZE, _PIPE_BYTES)
 
     def line(self) -> bytes:
         while b"\n" not in self._ahead and len(self._ahead) < _MAX_LINE_BYTES:

@@ -15,7 +15,6 @@ import contextlib
 import getpass
 import io
 import itertools
-import json
 import os
 import re
 import socket
@@ -323,10 +322,13 @@ class Device:
             raise DeviceError(f"`{self.host}` asks for a blob that is not in the bundle", "is its agent of another version?")
         return missing
 
-    def put(self, blobs: Sequence[tuple[Descriptor, int]], chunks: Iterable[bytes], *, race: str | None = None) -> None:
+    def put(self, blobs: sending.Blobs, chunks: Iterable[bytes], *, race: str | None = None) -> None:
         """Send what is left of blobs, each from its offset on, one behind the other; to the store or to a race. The device checks their digests."""
-        listed = json.dumps({"blobs": [{"digest": blob.digest, "size": blob.size, "offset": offset} for blob, offset in blobs]}).encode()
-        self.ask("receive", *_for_race(race), stdin=itertools.chain([listed + b"\n"], chunks), silence_s=_PUT_SILENCE_S)
+        self.receive(itertools.chain([sending.listed(blobs)], chunks), race=race)
+
+    def receive(self, chunks: Iterable[bytes], *, race: str | None = None) -> None:
+        """The same; what is sent begins with the list of it."""
+        self.ask("receive", *_for_race(race), stdin=chunks, silence_s=_PUT_SILENCE_S)
 
     def patch(self, blob: Descriptor, base: str, packed: bytes) -> bool:
         """Send a blob as what differs from another that the device has; whether that went well. If not, nothing of it is there."""

@@ -9,7 +9,10 @@ cost no round trip each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from edgesdk.device import Device
 
 CHUNK_BYTES = 1 << 17
+Blobs = Sequence[tuple[Descriptor, int]]  # each from an offset on
+
+_LARGE_BYTES = 8 << 20  # of a bundle, from which on its receiver is started early
 
 
 def archives(device: Device, agent: AgentPackage | None, wheels: Sequence[Path], progress: Progress = silent) -> None:
@@ -51,6 +57,46 @@ def archives(device: Device, agent: AgentPackage | None, wheels: Sequence[Path],
     device.persistently(send)
 
 
+class _Ahead:
+    """The command that receives, started before it is known what it will be sent: its start takes as long as that question."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._work: queue.SimpleQueue[tuple[Blobs, Iterable[bytes]] | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="receive", daemon=True).start()
+
+    def put(self, blobs: Blobs, chunks: Iterable[bytes]) -> None:
+        """As `Device.put`."""
+        self._work.put((blobs, chunks))
+        error = self._ended.get()
+        if error:
+            raise error
+
+    def close(self) -> None:
+        """If it was not needed it ends without a word. Twice does no harm."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        try:
+            self._device.receive(self._chunks())
+            self._ended.put(None)
+        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
+            self._ended.put(error)
+
+    def _chunks(self) -> Iterator[bytes]:
+        work = self._work.get()
+        if work:
+            yield listed(work[0])
+            yield from work[1]
+
+
+def listed(blobs: Blobs) -> bytes:
+    """What goes before the bytes of blobs, each with the offset that they begin at."""
+    entries = [{"digest": blob.digest, "size": blob.size, "offset": offset} for blob, offset in blobs]
+    return json.dumps({"blobs": entries}).encode() + b"\n"
+
+
 def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
     """Send the blobs that the device lacks, each from where an earlier attempt was cut, or as what differs from the version that it runs.
 
@@ -62,6 +108,14 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
     total = bytes_sent = 0
 
     def send() -> None:
+        ahead = _Ahead(device) if sum(blob.size for blob in blobs) >= _LARGE_BYTES else None
+        try:
+            lack(ahead.put if ahead else device.put)
+        finally:
+            if ahead:
+                ahead.close()
+
+    def lack(put: Callable[[Blobs, Iterable[bytes]], None]) -> None:
         nonlocal total, bytes_sent
         missing = {entry.digest: entry.offset for entry in device.missing(blobs)}
         lacking = [(blob, min(missing[blob.digest], blob.size)) for blob in blobs if blob.digest in missing]
@@ -82,7 +136,7 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
                 progress("push", bytes_sent, total)
                 lacking.remove((blob, offset))
         if lacking:
-            device.put(lacking, counted(chunk for blob, offset in lacking for chunk in layout.pieces(blob, offset, CHUNK_BYTES)))
+            put(lacking, counted(chunk for blob, offset in lacking for chunk in layout.pieces(blob, offset, CHUNK_BYTES)))
 
     def counted(chunks: Iterator[bytes]) -> Iterator[bytes]:
         nonlocal bytes_sent
