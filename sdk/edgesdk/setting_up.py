@@ -172,7 +172,7 @@ def set_up_words(facts: Facts, plan: SetUp, signer: Signer | None, *, system: bo
         lines.append(f"send the agent, {len(plan.agent.data) / 1e6:.1f} MB, to {folder}/agent/{plan.agent.name}")
     lines += [f"send {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, to {folder}/runtime" for wheel in plan.wheels]
     lines += [f"trust bundles that {signer.principal} signs ({signer.fingerprint}), and no others"] * (signer is not None) if signer else []
-    if fresh:
+    if fresh and folder.endswith((".local/share/edge-agent", preflight.SYSTEM_HOME)):
         lines.append("let every Python there find the client: a file edge-agent.pth in its site folder")
     if system:
         lines.append("write /etc/systemd/system/edge-agent.service and .socket, and have systemd run the agent; it listens at /run/edge-agent/agent.sock")
