@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device
+from edgesdk import device, sending
 from edgesdk.errors import DeviceError, EdgeSDKError
 from tests.bundles import write_bundle
 from tests.e2e.conftest import Bench, Device, keygen
@@ -92,7 +92,7 @@ def test_a_device_that_says_a_gigabyte_is_cut_off(bench: Bench, what: str) -> No
 
 
 def test_paths_in_a_reply_are_never_used(bench: Bench, tmp_path: Path) -> None:
-    """What is missing is named by digests that the host knows; a job's name is a word; a backup's name would be a path."""
+    """What is missing is named by digests that the host knows, and a job by a word."""
     pi = bench.start()
     bundle = write_bundle(tmp_path / "b")
     with Layout.open(bundle) as layout:
@@ -103,7 +103,7 @@ def test_paths_in_a_reply_are_never_used(bench: Bench, tmp_path: Path) -> None:
             with device.connect("pi") as there:
                 facts = there.facts()
                 with pytest.raises(DeviceError, match="asks for a blob that is not in the bundle"):
-                    device.push(there, layout, manifest, facts)
+                    sending.push(there, layout, manifest, facts)
         for job in ("../../x", "$(touch pwned)", "a b", "-rf", "x" * 100):
             (pi.home / "reply").write_text(f"edge-agent-reply: {json.dumps({'job': job})}\n")
             with device.connect("pi") as there, pytest.raises(DeviceError):
