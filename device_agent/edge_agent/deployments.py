@@ -43,7 +43,6 @@ _ASK_S = 120
 _TURN_S = 600  # a job that changes nothing waits so long for those that do
 _JOBS_KEPT = 100
 _PAUSE_S = 0.2  # between two rounds of a probation
-_SPARE_BYTES = 64 << 20  # of memory, beside what a model needs
 _STRICT = Permissions()
 _NO_CHECK = Check()
 
@@ -433,7 +432,7 @@ class Deployments:
         active, previous = self._store.active(name), self._store.previous(name)
         before, free_bytes = self._models.find(name), facts.free_memory_bytes()
         model = self._models.prepare(deployment)
-        if before is not None and free_bytes is not None and free_bytes < needed_bytes + _SPARE_BYTES:
+        if before is not None and free_bytes is not None and free_bytes < needed_bytes + facts.SPARE_BYTES:
             self._journal.append("short of memory", name=name, needed_bytes=needed_bytes, free_bytes=free_bytes)
             before.worker.stop()
         model.worker.start()

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 _MAX_BYTES = 1 << 16
+SPARE_BYTES = 64 << 20  # of memory, that stays free beside what a model needs
 _NO_LIMIT = 1 << 60  # cgroup v1 has no word for it, only a number near the largest
 _COLDEST_C, _HOTTEST_C = -60.0, 250.0  # beyond lies what a sensor says that is not connected
 

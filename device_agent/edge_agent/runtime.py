@@ -12,7 +12,9 @@ agent runs; a caller never waits for that. Several threads may share a Runtime, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
 import sys
 import threading
@@ -26,7 +28,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from edge_agent import golden, protocol, worker
+from edge_agent import facts, golden, protocol, worker
 from edge_agent import home as homes
 from edge_agent.bundle import BundleError, TensorInfo, check_name, digest_of, parse_description
 from edge_agent.connection import BadRequest, ClientError, NoSuchModel
@@ -128,7 +130,7 @@ class Runtime:
         self._finish = weakref.finalize(self, self._counting.flush)  # at the end of the process too
 
     def _look(self, now_ns: int) -> None:
-        """Whether another version became active. It is loaded beside this one, which answers until then."""
+        """Whether another version became active. It is loaded while this one answers, where there is memory for both."""
         self._look_at = now_ns + _LOOK_EVERY_NS
         if self._problem is not None:
             problem, self._problem = self._problem, None
@@ -145,16 +147,41 @@ class Runtime:
 
     def _load(self, target: str) -> None:
         try:
-            version = self._opened(target)
+            self._follow(target)
         except ClientError as error:
             self._refused = target
             self._problem = f"{self.name} was deployed anew and cannot be opened in this process, which goes on with what it has: {error}"
-        else:
+        finally:
+            self._loading = None
+
+    def _follow(self, target: str) -> None:
+        """Beside what answers, if there is memory for both; else after it, and questions wait. Raises ClientError, and then what ran before goes on."""
+        if self._has_room(target):
+            version = self._opened(target)
             with self._lock:
                 if self._version is not None:  # closed meanwhile: the next question opens what is active then
                     self._version, self.release = version, version.release
-        finally:
-            self._loading = None
+            return
+        with self._lock:
+            if self._version is None:
+                return
+            before, self._version = self._version.target, None
+            try:
+                self._version = self._opened(target)
+            except ClientError:
+                with contextlib.suppress(ClientError):  # the next question says so
+                    self._version = self._opened(before)
+                raise
+            self.release = self._version.release
+
+    def _has_room(self, target: str) -> bool:
+        """By what its trial took here."""
+        free_bytes = facts.free_memory_bytes()
+        try:
+            decided = json.loads((self._home / "deployments" / self.name / target / "deployment.json").read_bytes())
+            return free_bytes is None or free_bytes >= int(decided["trial"]["memory_bytes"]) + facts.SPARE_BYTES
+        except (OSError, ValueError, KeyError, TypeError):
+            return True
 
     def _open(self) -> _Version:
         """The first question after `close`, or in a forked child."""

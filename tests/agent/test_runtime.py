@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from toys import Agent, everything_feeds, gather, linear, make, wait_until
 
-from edge_agent import Runtime, connect
+from edge_agent import Runtime, connect, facts, worker
 from edge_agent.client import BadRequest, ClientError, NoSuchModel
 from edge_agent.latency import Histogram, histogram_of
 
@@ -99,7 +99,12 @@ def test_a_program_that_ends_sends_what_it_counted(agent: Agent, tmp_path: Path)
     assert counted(agent, "toy") == before + 1
 
 
-def test_activations_and_rollbacks_are_followed_between_two_calls(agent: Agent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("short_of_memory", [False, True])
+def test_activations_and_rollbacks_are_followed_between_two_calls(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, short_of_memory: bool
+) -> None:
+    if short_of_memory:
+        monkeypatch.setattr(facts, "free_memory_bytes", lambda: 1 << 20)
     agent.activate(make(tmp_path / "one", linear(1), name="toy", release=1))
     with Runtime("toy", agent.home) as runtime:
         wrong: list[object] = []
@@ -126,6 +131,27 @@ def test_activations_and_rollbacks_are_followed_between_two_calls(agent: Agent, 
         assert wrong == []
 
 
+def test_where_memory_is_short_the_old_version_goes_before_the_new_one_comes(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent.activate(make(tmp_path / "one", linear(1), name="toy", release=1))
+    with Runtime("toy", agent.home) as runtime:
+        held: list[bool] = []
+        really = worker.open_deployment
+
+        def open_deployment(folder: Path) -> worker.Session:
+            held.append(runtime._version is not None)
+            return really(folder)
+
+        monkeypatch.setattr(worker, "open_deployment", open_deployment)
+        for free, release in ((1 << 20, "2"), (1 << 50, "1")):
+            monkeypatch.setattr(facts, "free_memory_bytes", lambda free=free: free)
+            if release == "2":
+                agent.activate(make(tmp_path / "two", linear(2), name="toy", release=2))
+            else:
+                agent.rollback("toy")
+            wait_until(lambda release=release: runtime(X) and runtime.release == release)
+        assert held == [False, True]
+
+
 def test_a_removed_model_is_no_model(agent: Agent, tmp_path: Path) -> None:
     agent.activate(make(tmp_path / "one", linear(), name="toy"))
     with Runtime("toy", agent.home) as runtime:
@@ -141,7 +167,12 @@ def test_a_removed_model_is_no_model(agent: Agent, tmp_path: Path) -> None:
         wait_until(gone)
 
 
-def test_a_version_that_does_not_open_here_is_told_and_the_old_one_goes_on(agent: Agent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("short_of_memory", [False, True])
+def test_a_version_that_does_not_open_here_is_told_and_the_old_one_goes_on(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, short_of_memory: bool
+) -> None:
+    if short_of_memory:
+        monkeypatch.setattr(facts, "free_memory_bytes", lambda: 1 << 20)
     agent.activate(make(tmp_path / "one", linear(1), name="toy", release=1))
     with Runtime("toy", agent.home) as runtime:
         agent.activate(make(tmp_path / "two", linear(2), name="toy", release=2))
