@@ -239,17 +239,20 @@ class Store(Blobs):
                 if deployment not in kept:
                     freed += _tree_bytes(deployment / "cache")
                     shutil.rmtree(deployment, ignore_errors=True)
-        wanted = {digest[len("sha256:") :] for digest, until in list(self._wanted.items()) if until > time.monotonic()}
         for blob in self._blobs.iterdir():
-            if blob.stat().st_nlink == 1 and blob.name not in wanted:
+            if not self._is_wanted(blob.name) and blob.stat().st_nlink == 1:
                 freed += size_of(blob)
                 blob.unlink()
         for part in self._incoming.iterdir():
-            if part.name[: -len(".part")] not in wanted:
+            if not self._is_wanted(part.name[: -len(".part")]):
                 freed += size_of(part)
                 part.unlink()
         sync_folder(self._blobs)
         return freed
+
+    def _is_wanted(self, hexadecimal: str) -> bool:
+        """Asked when the file has been seen: whoever sends one has said so before there is any."""
+        return self._wanted.get(f"sha256:{hexadecimal}", 0) > time.monotonic()
 
     def _kept(self, name: str) -> dict[str, Path]:
         """Why a deployment stays, and which."""

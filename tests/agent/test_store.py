@@ -175,6 +175,25 @@ def test_what_nothing_needs_is_collected_and_what_may_be_needed_soon_is_not(stor
     assert not store.path(DIGEST).exists()
 
 
+def test_what_arrives_meanwhile_is_not_collected(store: Store) -> None:
+    ended = threading.Event()
+
+    def collect() -> None:
+        while not ended.is_set():
+            store.collect()
+
+    collecting = threading.Thread(target=collect)
+    collecting.start()
+    try:
+        for number in range(500):
+            data = number.to_bytes(4, "big") * 10
+            store.receive(digest_of(data), len(data), 0, [data[:7], data[7:]])
+            assert store.path(digest_of(data)).read_bytes() == data
+    finally:
+        ended.set()
+        collecting.join()
+
+
 def test_removing_frees_everything(store: Store, tmp_path: Path) -> None:
     for release in (1, 2):
         store.swap("toy", store.lay_out(*fill(store, make(tmp_path / str(release), release=release))).folder)

@@ -29,7 +29,7 @@ def main() -> int:
                 found = fault_at_each(step, way, first=1 + repeat % every, every=every)  # thinned, each repeat begins at another call
                 tries, failures = tries + found.tried, failures + len(found.problems)
                 points += len(found.points) if (way, repeat) == (options.ways[0], 0) else 0
-                print(f"{step:8} {way:9} {repeat + 1}: {found}, {time.monotonic() - begin:.0f} s", flush=True)
+                print(f"{step:9} {way:9} {repeat + 1}: {found}, {time.monotonic() - begin:.0f} s", flush=True)
                 for problem in found.problems:
                     print(f"    {problem}", flush=True)
     print(f"{points} points in {len(options.steps)} steps, {tries} tries, {failures} failures")

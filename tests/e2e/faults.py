@@ -15,6 +15,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -209,6 +210,16 @@ class World:
                 return int(store.description(store.manifest(model["previous"])).release)
         return None
 
+    def worker(self) -> int:
+        """The process of the model, once there is one."""
+        until = time.monotonic() + PATIENCE_S
+        while time.monotonic() < until:
+            for model in self.request("GET", "/edge/status")["models"]:
+                if model["pid"]:
+                    return int(model["pid"])
+            time.sleep(0.02)
+        raise AssertionError("no worker")
+
     def check(self, allowed: Allowed, *, tidy: bool = True) -> None:
         """One of these answers, and the next deployment works and leaves nothing behind. Raises AssertionError."""
         found = self.answers()
@@ -262,6 +273,26 @@ def rollback(world: World) -> Prepared:
     return lambda: world.job(world.request("POST", f"/edge/models/{NAME}/rollback")), {active, previous}, {previous}
 
 
+def fall_back(world: World) -> Prepared:
+    """The third crash within a probation."""
+    if world.previous() is None:
+        world.deploy(world.bundle()[1])
+    active, previous = world.answers(), world.previous()
+
+    def crash() -> None:
+        for _ in range(3):
+            pid = world.worker()
+            os.kill(pid, signal.SIGSEGV)
+            until = time.monotonic() + PATIENCE_S
+            while world.worker() == pid and time.monotonic() < until:
+                time.sleep(0.02)
+        until = time.monotonic() + PATIENCE_S
+        while world.answers() != previous and time.monotonic() < until:
+            time.sleep(0.02)
+
+    return crash, {active, previous}, {previous}
+
+
 def remove(world: World) -> Prepared:
     return lambda: void(world.request("DELETE", f"/edge/models/{NAME}")), {world.answers(), None}, {None}
 
@@ -299,6 +330,7 @@ STEPS: dict[str, Callable[[World], Prepared]] = {
     "stage": stage,
     "switch": switch,
     "rollback": rollback,
+    "fall-back": fall_back,
     "remove": remove,
     "install": install,
 }

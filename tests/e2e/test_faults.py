@@ -67,6 +67,7 @@ def at(step: str, way: str, every: int) -> object:
         at("remove", "kept", 11),
         at("install", "read-only", 23),
         at("stage", "kill", 14),
+        at("fall-back", "kill", 13),
         at("switch", "kept", 16),
         at("start", "lost", 4),
         at("recover", "kill", 6),
