@@ -518,3 +518,35 @@ def test_local_is_a_device(tmp_path: Path, agent_home: Path) -> None:
         assert here.logs()
         assert here.remove("toy").removed == "toy"
         assert os.path.commonpath([here.facts().home, agent_home]) == str(agent_home)
+
+
+@pytest.mark.e2e
+def test_a_bundle_is_staged_scheduled_let_go_and_activated_by_the_command_line(tmp_path: Path, agent_home: Path) -> None:
+    from typer.testing import CliRunner
+
+    from edgesdk.cli import app
+
+    def ran(*argv: str) -> Any:
+        done = CliRunner().invoke(app, [*argv, "--json"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout)
+
+    with device.connect("local") as here:
+        if here.facts().architecture != "x86_64":
+            pytest.skip("this machine takes another profile")
+    one, two = (str(write_bundle(tmp_path / str(release), release=release, seed=release)) for release in (1, 2))
+    assert ran("deploy", "local", one)[0]["outcome"] == "active"
+    (staged,) = ran("deploy", "local", two, "--stage-only")
+    assert (staged["outcome"], staged["at"], staged["error"]) == ("staged", None, None)
+    status = ran("status", "local")
+    assert [(one["name"], one["release"], one["digest"]) for one in status["staged"]] == [("toy", 2, staged["digest"])]
+    assert [(one["why"], one["release"]) for one in status["store"]["kept"]] == [("active", 1), ("staged", 2)]
+    assert status["store"]["keep"] == 2
+    assert ran("activate", "local", "toy", "--at", "+2h")["at"]
+    assert ran("activate", "local", "toy", "--cancel")["release"] == 2
+    gone = CliRunner().invoke(app, ["activate", "local", "toy"])
+    assert (gone.exit_code, "nothing that is called 'toy' is staged" in gone.output) == (1, True)
+    assert ran("deploy", "local", two, "--at", "+1h")[0]["at"]
+    done = ran("activate", "local", staged["digest"][:19])
+    assert (done["outcome"], done["release"], done["digest"]) == ("active", 2, staged["digest"])
+    assert ran("status", "local")["staged"] == []

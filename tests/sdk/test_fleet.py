@@ -2,6 +2,7 @@
 
 import threading
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesdk import fleet
-from edgesdk.device import Deployment
+from edgesdk.device import Deployment, Stage
 from edgesdk.errors import FleetError
 from edgesdk.fleet import Member, Plan, Rollout
 from edgesdk.progress import Progress
@@ -166,3 +167,19 @@ def test_a_share_is_at_least_one_device(count: int, share: int) -> None:
 def test_what_is_no_number_of_canaries(canary: str) -> None:
     with pytest.raises(FleetError, match="neither a number of devices nor a share"):
         Plan(canary=canary).first(10)
+
+
+def test_what_was_staged_is_not_taken_for_done_when_it_is_to_be_activated(bundle: Path, tmp_path: Path) -> None:
+    state = tmp_path / "fleet.state.json"
+
+    def left(stage: Stage | None) -> tuple[str, ...]:
+        devices = Devices(("d1",))
+        list(Rollout(members(3), bundle, Plan(stage=stage), state=state, attempt=devices.attempt).run())
+        return tuple(sorted(devices.asked))
+
+    later = Stage(datetime(2099, 1, 31, 3, tzinfo=UTC))
+    assert left(Stage()) == ("d0", "d1", "d2")
+    assert left(Stage()) == ("d1",)
+    assert left(later) == ("d0", "d1", "d2")
+    assert left(None) == ("d0", "d1", "d2")
+    assert left(None) == ("d1",)
