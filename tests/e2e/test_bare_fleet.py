@@ -62,6 +62,7 @@ def assert_resumed(folder: Path, boards: Sequence[BareDevice], *options: str) ->
         assert reason in " ".join(found[number]["error"].values())
         assert f"error: {boards[number].name}: failed:" in done.stderr
     assert "2 failed" in done.stderr
+    assert ": probation" not in done.stderr, "a stage is no end"
     broken = {boards[number].name for number in BROKEN}
     assert f"{len(set(before) - broken)} of {len(boards)} were done by an earlier run" in done.stderr
     assert [activations(board) for number, board in enumerate(boards) if number not in BROKEN] == [1] * (len(boards) - 2), "nothing was done twice"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgesdk.errors import ConnectionFailed, DeviceError
-from edgesdk.transport import command_line, connect
+from edgesdk.transport import command_line, connect, ssh
 from edgesdk.transport.known_hosts import HostKey, name_of, read
 from edgesdk.transport.settings import resolve
 
@@ -69,6 +69,42 @@ def test_an_error_while_reading_the_input_is_the_callers() -> None:
 
     with connect("local") as here, pytest.raises(OSError, match="the file is gone"):
         here.run(["cat"], stdin=broken())
+
+
+class Late:
+    """A channel whose command is silent for long; its answer and its end come just after somebody looked for the answer."""
+
+    def __init__(self) -> None:
+        self.says: list[bytes] = []
+
+    def recv(self, _most: int) -> bytes:
+        if not self.says:
+            time.sleep(0.1)
+            self.says = [b"answer", b""]
+            raise TimeoutError
+        return self.says.pop(0)
+
+    def exit_status_ready(self) -> bool:
+        return bool(self.says)
+
+    def recv_exit_status(self) -> int:
+        return 0
+
+    def recv_stderr_ready(self) -> bool:
+        return False
+
+    def settimeout(self, _s: float) -> None:
+        pass
+
+    def shutdown_write(self) -> None:
+        pass
+
+
+def test_what_is_said_at_the_very_end_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ssh, "_GRACE_S", 0.05)
+    monkeypatch.setattr(ssh, "_execute", lambda *_: None)
+    done = ssh.SshTransport(resolve("pi"), [])._exchange(Late(), "line", (), 5, 100)  # type: ignore[arg-type]
+    assert done.stdout == b"answer"
 
 
 def known_hosts(tmp_path: Path, *lines: str) -> list[Path]:

@@ -106,10 +106,10 @@ def rollout_progress(devices: int) -> Iterator[Callable[[str, str, int, int], No
     """Of one device a bar; of several a table on a terminal, a line for each that ended elsewhere."""
     if devices == 1:
         with progress() as advance:
-            yield lambda _host, stage, done, total: advance(stage, done, total) if stage not in ENDS else None
+            yield lambda _host, stage, done, total: advance(stage, done, total) if not _is_end(stage, done, total) else None
         return
     if not sys.stderr.isatty():
-        yield lambda host, stage, _done, _total: say(f"{host}: {stage}") if stage in ENDS else None
+        yield lambda host, stage, done, total: say(f"{host}: {stage}") if _is_end(stage, done, total) else None
         return
     from rich.console import Console
     from rich.live import Live
@@ -128,13 +128,18 @@ def rollout_progress(devices: int) -> Iterator[Callable[[str, str, int, int], No
     with Live(get_renderable=drawn, console=Console(stderr=True), refresh_per_second=4, transient=True):
 
         def watch(host: str, stage: str, done: int, total: int) -> None:
-            if stage in ENDS:
+            if _is_end(stage, done, total):
                 doing.pop(host, None)
                 ended[stage] = ended.get(stage, 0) + 1
             else:
                 doing[host] = f"{stage} {100 * done // total} %" if total else stage
 
         yield watch
+
+
+def _is_end(stage: str, done: int, total: int) -> bool:
+    """`probation` is a stage, too, and then one of several."""
+    return stage in ENDS and done == total == 1
 
 
 def bytes_text(count: float) -> str:

@@ -52,7 +52,7 @@ def _exchange(process: subprocess.Popen[bytes], chunks: Iterator[bytes], silence
     said = {stdout.fileno(): bytearray(), stderr.fileno(): bytearray()}
     reading = set(said)
     pending = memoryview(b"")
-    moved = time.monotonic()
+    moved, ended = time.monotonic(), 0.0
     with selectors.DefaultSelector() as selector:
         os.set_blocking(stdin.fileno(), False)
         selector.register(stdin, selectors.EVENT_WRITE)
@@ -62,8 +62,10 @@ def _exchange(process: subprocess.Popen[bytes], chunks: Iterator[bytes], silence
             events = selector.select(timeout=0.1)
             if events:
                 moved = time.monotonic()
-            elif process.poll() is not None and time.monotonic() - moved > _GRACE_S:
-                break
+            elif process.poll() is not None:  # what it said at its very end may have come since we looked
+                ended = ended or time.monotonic()
+                if time.monotonic() - max(moved, ended) > _GRACE_S:
+                    break
             elif time.monotonic() - moved > silence_s:
                 raise ConnectionFailed(f"nothing moved for {silence_s:.0f} s", "is this machine very busy? try again")
             for key, _ in events:

@@ -97,7 +97,7 @@ class SshTransport:
         channel.settimeout(_TICK_S)
         feeder = _Feeder(channel, line, stdin)
         feeder.start()
-        stdout, stderr, moved = bytearray(), bytearray(), time.monotonic()
+        stdout, stderr, moved, ended = bytearray(), bytearray(), time.monotonic(), 0.0
         while True:
             with contextlib.suppress(TimeoutError):
                 data = channel.recv(1 << 16)
@@ -116,8 +116,11 @@ class SshTransport:
             if len(stdout) > most_bytes:
                 raise DeviceError(f"{self._settings.address} answers with more than {most_bytes} bytes", "is that the device you mean?")
             idle_s = time.monotonic() - max(moved, feeder.moved)
-            if channel.exit_status_ready() and idle_s > _GRACE_S:
+            # What it said at its very end may have come between our look for that and this one.
+            if ended and time.monotonic() - max(moved, ended) > _GRACE_S:
                 break
+            if channel.exit_status_ready():
+                ended = ended or time.monotonic()
             if idle_s > silence_s:
                 self.close()
                 raise ConnectionFailed(f"{self._settings.address} is silent: nothing moved for {silence_s:.0f} s", "what arrived is kept: try again")
