@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from edgesdk import device, setting_up, signing
+from edge_agent.bundle import digest_of
+from edgesdk import agent_package, device, setting_up, signing
+from edgesdk.agent_package import AgentPackage
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
 from edgesdk.privileges import Ask
@@ -34,7 +38,15 @@ def users(board: BareDevice) -> str:
     )
 
 
-def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board: BareDevice, tmp_path: Path) -> None:
+def newer_agent() -> AgentPackage:
+    """The same with a file more."""
+    data = io.BytesIO(agent_package.build().data)
+    with zipfile.ZipFile(data, "a") as archive:
+        archive.writestr("edge_agent/newer.py", "")
+    return AgentPackage(digest_of(data.getvalue()), data.getvalue())
+
+
+def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board: BareDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = users(board)
     config = tmp_path / "config"
     config.write_text(board.config.read_text().replace("User pi", "User root"))
@@ -88,6 +100,23 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
     assert "usermod -aG edge" in caught.value.hint
     board.ssh("usermod -aG edge pi", user="root")
 
+    # a newer agent is root's to bring: whoever may only ask is told so before anything is sent
+    newer = newer_agent()
+    monkeypatch.setattr(agent_package, "build", lambda: newer)
+    three = write_bundle(tmp_path / "three", width=WIDTH, release=3, seed=3)
+    with device.connect(board.name) as pi, pytest.raises(Refused, match="is not root, and there is no sudo"):
+        device.deploy(pi, three)
+    os.environ["EDGESDK_SSH_CONFIG"] = str(config)
+    try:
+        with device.connect(board.name) as there:
+            assert device.deploy(there, three).outcome == "active"
+            assert there.status().agent.digest == newer.name
+    finally:
+        os.environ["EDGESDK_SSH_CONFIG"] = str(board.config)
+    assert asked(board) == "3"
+    owners = board.ssh("find /var/lib/edge-agent ! -user edge-agent", user="root")
+    assert owners == "", "root writes nothing there"
+
     # an update is root's again; a teardown leaves nothing
     with device.connect(board.name) as pi, pytest.raises(Refused, match="is not root"):
         pi.tear_down(dry_run=True)
@@ -95,7 +124,7 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
     try:
         with device.connect(board.name) as there:
             setting_up.set_up_system(there)  # again: nothing is done twice, and it answers
-            assert there.status().models[0].release == 1
+            assert there.status().models[0].release == 3
             would = there.tear_down(dry_run=True)
             assert {"user edge-agent", "group edge", "/var/lib/edge-agent", "/etc/systemd/system/edge-agent.service"} <= set(would.removed)
         with pytest.raises(SystemExit) as ended:
