@@ -526,17 +526,18 @@ class Deployments:
             return
         self._store.verify_deployment(folder)
         model = self._models.prepare(self._store.opened(folder))
+        try:
+            # The broken one is not kept as the previous: nobody may roll back to it.
+            self._store.restore(name, folder, None)
+        except OSError as error:  # a disk that is full or read-only keeps nobody from answering; after a restart it is the broken one's turn again
+            log.event("error", "the links could not be changed", model=name, cause=error.strerror)
+        self._journal.append("fell back", name=name, digest=model.deployment.digest)
         model.worker.start()
         before = self._models.route(name, model)
         if before is not None:
             before.worker.stop()
-        try:
-            # The broken one is not kept as the previous: nobody may roll back to it.
-            self._store.restore(name, folder, None)
+        with contextlib.suppress(OSError):
             self._store.collect()
-        except OSError as error:  # a disk that is full or read-only keeps nobody from answering; after a restart it is the broken one's turn again
-            log.event("error", "the links could not be changed", model=name, cause=error.strerror)
-        self._journal.append("fell back", name=name, digest=model.deployment.digest)
         if crashed is not None:
             self._gave_up(name, crashed.digest)
 
