@@ -172,7 +172,7 @@ def test_an_agent_takes_what_is_signed_and_nothing_else(agent: Agent, tmp_path: 
 
     signed = agent.activate(first, signature=ana.sign(raw(first)).decode())
     assert signed["state"] == "done"
-    assert agent.journal()[-1]["signer"] == "ana@example.org"
+    assert [line for line in agent.journal() if line["event"] == "activated"][-1]["signer"] == "ana@example.org"
     mixed = agent.activate(second, signature=ana.sign(raw(first)).decode())
     assert "was changed after it was signed" in mixed["error"]["message"]
     assert "does not know" in agent.activate(second, signature=bob.sign(raw(second)).decode())["error"]["message"]
