@@ -96,6 +96,9 @@ def start(home: Path) -> dict[str, Any]:
     while time.monotonic() < until:
         running = _alive(home)
         if running is not None:
+            parent = _parent(running["pid"])
+            if parent is not None and process.pid not in (running["pid"], parent):
+                process.terminate()  # somebody else's was quicker: ours must not begin when that one ends
             return running
         if process.poll() is not None:
             with contextlib.suppress(Failure):
@@ -106,6 +109,14 @@ def start(home: Path) -> dict[str, Any]:
     raise Failure(
         f"the agent did not start within {_START_S} s" if process.poll() is None else f"the agent ended at once: {last[:300]}", f"see {home / 'agent.log'}"
     )
+
+
+def _parent(pid: int) -> int | None:
+    """None where it cannot be told."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _check_configuration(home: Path) -> None:

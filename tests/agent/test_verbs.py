@@ -17,7 +17,7 @@ from pathlib import Path
 import h11
 import numpy as np
 import pytest
-from toys import FRAME, Agent, linear, make, wait_until
+from toys import FRAME, Agent, linear, make, processes, wait_until
 
 import edge_agent
 from edge_agent import __main__ as entry
@@ -159,6 +159,17 @@ def test_starting_twice_at_once_starts_one(idle: Agent) -> None:
     for thread in threads:
         thread.join()
     assert replies == [replies[0]] * 3
+    idle.verb("stop")
+    time.sleep(1)  # a start that came too late would begin now
+    assert idle.verb("stop") == {"running": False}
+    wait_until(lambda: not [pid for pid in processes("edge_agent\0serve") if f"EDGE_AGENT_HOME={idle.home}\0" in environment(pid)])
+
+
+def environment(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.e2e
