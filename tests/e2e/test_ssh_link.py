@@ -1,5 +1,6 @@
 """A link that breaks, hangs, or is slow: the deployment is done in the end, and hardly a byte goes twice."""
 
+import json
 import os
 import signal
 from collections.abc import Sequence
@@ -29,12 +30,15 @@ def size_of(bundle: Path) -> int:
         return sum({blob.digest: blob.size for blob in layout.manifests()["x86-cpu"].blobs}.values())
 
 
-def prepared(bench: Bench) -> int:
-    """The port of a device that has its agent."""
-    port = bench.start().port
+def prepared(bench: Bench, *, check_s: float = 0) -> int:
+    """The port of a device that has its agent. ``check_s``: how long its own check takes, so that a trial and a probation last as long at least."""
+    started = bench.start()
+    if check_s:
+        started.agent_home.mkdir(parents=True)
+        (started.agent_home / "config.json").write_text(json.dumps({"check": {"command": ["sleep", str(check_s)]}}))
     with device.connect("pi") as pi:
         setting_up.set_up(pi, (found := pi.facts()), setting_up.plan_set_up(found))
-    return port
+    return started.port
 
 
 def behind(bench: Bench, link: Link, name: str, port: int) -> str:
@@ -69,7 +73,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(
 @pytest.mark.parametrize("how", ["reset", "hang"])
 @pytest.mark.parametrize("when", [("load", "trial", "swap", "ask"), ("probation",)], ids=["trial", "probation"])
 def test_a_link_that_breaks_during_the_activation_is_asked_again(bench: Bench, tmp_path: Path, impatient: None, when: tuple[str, ...], how: str) -> None:
-    port = prepared(bench)
+    port = prepared(bench, check_s=2)
     links: list[Link] = []
 
     def breaks(stage: str, *_: int) -> None:
@@ -186,7 +190,7 @@ def test_whichever_reply_is_lost_nothing_is_done_twice(tmp_path: Path, monkeypat
 
 
 def test_of_two_people_the_second_is_told_who_is_at_it(bench: Bench, tmp_path: Path) -> None:
-    prepared(bench)
+    prepared(bench, check_s=2)
     first, second = write_bundle(tmp_path / "a", name="a", width=WIDTH), write_bundle(tmp_path / "b", name="b")
     refused: list[str] = []
     with device.connect("pi") as other, Layout.open(second) as layout:
