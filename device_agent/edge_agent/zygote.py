@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edge_agent.home import ENVIRONMENT, module, resolve, use_runtime
+from edge_agent.home import ENVIRONMENT, installed_onnxruntime, module, resolve, use_runtime
 
 COMM = "edge-zygote"  # what `ps` shows
 
@@ -274,8 +274,10 @@ def serve(home: Path, descriptor: int) -> int:
 
 
 def _preload(home: Path) -> None:
-    """What every worker needs. An onnxruntime that does not load here is each worker's error, not ours."""
+    """What every worker needs. An onnxruntime that does not load here is each worker's error, not ours; one that is sent later brings its own numpy."""
     use_runtime(home)
+    if installed_onnxruntime() is None:
+        return
     with contextlib.suppress(ImportError):
         from edge_agent import serving
 
