@@ -41,6 +41,7 @@ FEEDS = 16
 LOOKS = {5: 7.529, 7: 5.398, 10: 4.422, 14: 3.948, 20: 3.660, 28: 3.492}
 
 Verdict = Literal["faster", "slower", "no difference seen"]
+Stopped = Literal["decided", "narrow enough", "most restarts", "time is up"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Comparison:
     speedup: float
     low: float
     high: float
-    stopped: Literal["decided", "narrow enough", "most restarts", "time is up"]
+    stopped: Stopped
     restarts: int
     pairs: int
     before_ms: float
@@ -148,7 +149,7 @@ def compare(
 
 def decided(
     run: Callable[[int, int], Raced], *, limit_s: float, progress: Progress = silent, order: random.Random | None = None
-) -> tuple[list[Raced], Estimate, Literal["decided", "narrow enough", "most restarts", "time is up"]]:
+) -> tuple[list[Raced], Estimate, Stopped]:
     """Restart after restart until there is a verdict. ``run`` times two of the models 0 and 1, the first of them opened first."""
     drawn, until, raced = order or random.Random(), time.monotonic() + limit_s, list[Raced]()
     most = max(LOOKS)

@@ -111,7 +111,7 @@ def inspect(path: Path, profile: Profile | None = None, *, samples: str | None =
     model = graph.load(path)
     named = graph.clone(model)
     summary, weights = graph.describe(model), [weight.obeys for weight in sparsity.weights(model)]
-    feeds, of_run, unknown = _run(named, samples)
+    feeds, of_run, unknown = _run(named, samples, _PROFILED_SAMPLES if time_kernels else 1)
     macs = costs.macs(named, of_run) if of_run is not None else None
     violations = tuple(constraints.check(model, profile)) if profile is not None else ()
     return Inspection(
@@ -205,10 +205,10 @@ def alone(path: Path, name: str, *, samples: str | None = None) -> tuple[Model, 
     return whole, arrays
 
 
-def _run(model: Model, samples: str | None) -> tuple[list[Feeds], dict[str, tuple[int, ...]] | None, str]:
-    """Some feeds, the shapes of a run on the first, and else why there is none."""
+def _run(model: Model, samples: str | None, count: int) -> tuple[list[Feeds], dict[str, tuple[int, ...]] | None, str]:
+    """So many feeds, the shapes of a run on the first, and else why there is none."""
     try:
-        feeds = list((sampling.load(samples, model) if samples else sampling.generated(model, _PROFILED_SAMPLES)).first(_PROFILED_SAMPLES))
+        feeds = list((sampling.load(samples, model) if samples else sampling.generated(model, count)).first(count))
         return feeds, costs.shapes(model, feeds[0]), ""
     except ModelError as error:
         if samples:

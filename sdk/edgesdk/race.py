@@ -88,6 +88,8 @@ class Here:
 
     def __init__(self, folder: Path, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         self._folder, self._profile, self._inputs = folder, profile, list(feeds[0])
+        facts = probe.facts()  # asked once: it looks for onnxruntime in a process of its own
+        self._device = facts["board"] or facts["cpu_model"] or facts["architecture"]
         (folder / "feeds.npz").write_bytes(_packed(feeds, self._inputs))
 
     def race(self, before: Files, after: Files, *, limit_s: float) -> Raced:
@@ -98,11 +100,10 @@ class Here:
             told = opened if "failed" in opened else child.ask({"arguments": {"limit_s": limit_s, "most": _MOST_PAIRS_HERE}}, timeout_s=limit_s + _OPEN_S)
         if "failed" in told:
             raise ModelError(f"{_MODELS[told['failed']['model']]} does not run here: {told['failed']['message']}", told["failed"]["hint"])
-        facts = probe.facts()
         return Raced(
             **asdict(summary([(first, second) for first, second in told["pairs_ns"]], told["warmup"])),
             host="",
-            device=facts["board"] or facts["cpu_model"] or facts["architecture"],
+            device=self._device,
             providers=(told["before"]["provider"], told["after"]["provider"]),
             nodes=(told["before"]["nodes"], told["after"]["nodes"]),
             threads=told["threads"],
