@@ -116,16 +116,16 @@ def test_the_page_says_what_format_it_has(shared: Agent) -> None:
         assert b"\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n" in sock.recv(1 << 16)
 
 
-def test_a_model_that_died_is_told_with_when_to_come_again(agent: Agent, tmp_path: Path) -> None:
+def test_a_model_whose_file_is_damaged_is_not_ready(agent: Agent, tmp_path: Path) -> None:
     assert agent.ask("GET", "/healthz") == {"status": "ok"}
     assert agent.activate(make(tmp_path / "1", counter(), name="counter", feeds=[{"n": np.array(10)}]))["state"] == "done"
     assert agent.ask("GET", "/healthz") == {"status": "ok"}
-    for file in (agent.home / "models" / "counter").rglob("model.onnx"):
-        file.chmod(0o600)
-        file.write_bytes(b"damaged")
+    (file,) = (agent.home / "deployments" / "counter").rglob("model.onnx")
+    file.chmod(0o600)
+    file.write_bytes(b"damaged")
     assert agent.stop() == 0
     agent.start()
-    wait_until(lambda: not_ok(agent, "/healthz"))
+    wait_until(lambda: agent.ask("GET", "/edge/status")["models"][0]["error"])
     assert "these models do not answer: counter" in not_ok(agent, "/healthz")
     assert "not ready: counter" in not_ok(agent, "/v2/health/ready")
     (entry,) = agent.ask("POST", "/v2/repository/index")
