@@ -61,6 +61,7 @@ suite-data: $(READY) # the models and data of tests/suite that are not in the re
 suite: .venv-peers/.ready suite-data # every model for every profile, and in OpenVINO: an hour. Some of them: make suite ARGS="rec det"
 	.venv-peers/bin/python -m tests.suite.profiles $(ARGS)
 	.venv-peers/bin/python -m tests.suite.prune $(ARGS)
+	.venv-peers/bin/python -m tests.suite.counts $(ARGS)
 
 bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours beside what a user would pick instead. Some models: make bench ARGS="rec det"
 	$(BIN)/python -m tests.benchmarks
