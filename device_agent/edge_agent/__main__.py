@@ -132,7 +132,9 @@ def _parser() -> argparse.ArgumentParser:
     for one in (activate, rollback):
         one.add_argument("--by", metavar="WHO", help="who others are told is at work here")
     verb("remove", "forget a model", lambda v, home, a: v.remove(home, a.name)).add_argument("name")
-    verb("report", "latency and counts", lambda v, home, a: v.report(home, a.name)).add_argument("name", nargs="?")
+    report = verb("report", "latency and counts", lambda v, home, a: v.report(home, a.name, histograms=a.histograms))
+    report.add_argument("name", nargs="?")
+    report.add_argument("--histograms", action="store_true", help="with all that is counted of every version and phase")
     infer = verb("infer", "ask a model; its inputs as .npz on standard input", lambda v, home, a: v.infer(home, a.name, golden=a.golden, npz=a.npz))
     infer.add_argument("name")
     infer.add_argument("--golden", action="store_true", help="ask the first golden question, and compare")

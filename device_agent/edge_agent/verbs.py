@@ -361,8 +361,8 @@ def remove(home: Path, name: str) -> Any:
     return _ask(home, "DELETE", f"/edge/models/{_name(name)}")
 
 
-def report(home: Path, name: str | None) -> Any:
-    return _ask(home, "GET", f"/edge/report/{_name(name)}" if name else "/edge/report")
+def report(home: Path, name: str | None, *, histograms: bool = False) -> Any:
+    return _ask(home, "GET", (f"/edge/report/{_name(name)}" if name else "/edge/report") + "?histograms=1" * histograms)
 
 
 def tcp(home: Path, port: int | None, address: str) -> Any:

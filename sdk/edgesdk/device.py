@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_ANSWER_BYTES = 512 << 20
+MAX_HISTOGRAMS_BYTES = 64 << 20
 Result = TypeVar("Result")
 Permission = Literal["allow-slow", "allow-downgrade", "allow-signature-change", "retry"]  # what a device refuses otherwise
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
@@ -279,9 +280,13 @@ class Device:
     def status(self) -> Status:
         return self._reply(Status, "status")
 
-    def report(self, name: str | None = None) -> Report:
-        """Latency as local programs see it, of one model or of all."""
-        return self._reply(Report, "report", *([name] if name else []))
+    def report(self, name: str | None = None, *, histograms: bool = False) -> Report:
+        """Latency as local programs see it, of one model or of all. ``histograms``: with every version's, by phase, where its agent can tell."""
+        asked = ["report", *([name] if name else [])]
+        if histograms:
+            with contextlib.suppress(DeviceError):  # an agent of before there were any, or a model that is not there: the plain question tells
+                return self._reply(Report, *asked, "--histograms", most_bytes=MAX_HISTOGRAMS_BYTES)
+        return self._reply(Report, *asked)
 
     def logs(self, lines: int = 100) -> tuple[str, ...]:
         """The newest lines of the agent's log and journal, the newest last."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PositiveInt, ValidationError
 
+from edge_agent.latency import Histogram
 from edgesdk.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -343,6 +344,30 @@ class Status(Reply):
     device: DeviceFacts = DeviceFacts()
 
 
+def _histogram(document: Any) -> Histogram:
+    """Raises ValueError, which pydantic reports."""
+    try:
+        return document if isinstance(document, Histogram) else Histogram.from_dict(document)
+    except OverflowError as error:
+        raise ValueError("not a histogram: a count is infinite") from error
+
+
+Counted = Annotated[Histogram, PlainValidator(_histogram), PlainSerializer(Histogram.to_dict)]
+
+
+class VersionReport(Reply):
+    """All that was counted of one version of a model. ``total`` and ``phases`` are of what was answered, ``failed`` of the errors."""
+
+    digest: Text
+    release: Text = ""
+    since: Text
+    errors: Count
+    not_finite: Count = 0
+    total: Counted
+    failed: Counted = Field(default_factory=Histogram)
+    phases: dict[Text, Counted] = {}
+
+
 class ModelReport(Reply):
     """The latency of one model, as local programs saw it."""
 
@@ -356,6 +381,7 @@ class ModelReport(Reply):
     latency_ms: Percentiles | None = None
     phases_ms: dict[Text, Percentiles | None] = {}
     since: Text | None = None
+    versions: tuple[VersionReport, ...] = ()  # where histograms were asked for: the oldest first, the active one last
 
 
 class Report(Reply):

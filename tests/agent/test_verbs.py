@@ -106,6 +106,8 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert report["count"] == 21 + 3 + 35  # the activation asks 21 times
     assert set(report["latency_ms"]) == {"p50", "p90", "p99", "p999", "max"}
     assert set(report["phases_ms"]) == {"queue", "input", "run", "output"}
+    (version,) = idle.verb("report", "toy", "--histograms")["models"][0]["versions"]
+    assert (version["release"], version["total"]["count"]) == ("1", report["count"])
     golden = subprocess.run([sys.executable, "-m", "edge_agent", "golden", "toy"], env=idle.environment(), capture_output=True, check=True).stdout
     assert set(np.load(io.BytesIO(golden))) == {"0.in.0", "0.out.0", "1.in.0", "1.out.0"}
     assert any('"activated"' in line for line in idle.verb("logs")["lines"])

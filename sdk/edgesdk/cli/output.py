@@ -69,6 +69,20 @@ def table(rows: Sequence[Sequence[object]], *, head: Sequence[str]) -> str:
     return "\n".join([line(head), line(["─" * width for width in widths]), *map(line, body)])
 
 
+def sparkline(values: Sequence[float | None], *, width: int = 40) -> str:
+    """A line of text that shows a course: the lowest bar is 0, the highest the greatest value; a gap where nothing is known. Means where there are too many.
+
+    >>> sparkline([0, 1, 2, 4, 8, None, 8])
+    '▁▂▃▅█ █'
+    """
+    bars, count = "▁▂▃▄▅▆▇█", len(values)
+    if count > width:
+        parts = [[v for v in values[place * count // width : (place + 1) * count // width] if v is not None] for place in range(width)]
+        values = [sum(part) / len(part) if part else None for part in parts]
+    most = max((value for value in values if value is not None), default=0) or 1
+    return "".join(" " if value is None else bars[max(0, min(7, round(7 * value / most)))] for value in values)
+
+
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A bar on stderr while something runs; silent where stderr is no terminal."""
