@@ -49,6 +49,10 @@ class SigningError(EdgeSDKError):
     """A bundle that cannot be signed, or whose signature is none."""
 
 
+class ResultError(EdgeSDKError):
+    """The file of a result that cannot be read or written, or is something else."""
+
+
 class ConnectionFailed(EdgeSDKError):
     """No connection to the device: unreachable, unknown host key, not let in.
 
