@@ -19,9 +19,12 @@ from typing import Any, TypeVar
 Feed = TypeVar("Feed")
 
 FEWEST_PAIRS = 20
+FEWEST_BLOCKS = 5
 
 # 64 buckets an octave, each reported as its middle: off by 1/128 at most.
 _BUCKETS_AN_OCTAVE_BITS = 6
+_SETTLE_NS = 60_000_000  # a million turns of a thread that waits busily (onnxruntime's ThreadPool), and some more
+_BLOCK_NS = 60_000_000
 _MAX_NS = 1 << 50  # 13 days; what lies above is counted as this
 _QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 
@@ -85,6 +88,37 @@ def pairs(
             second = _time(after, feed)
             times.append((_time(before, feed), second))
     return times
+
+
+def blocks(before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, most: int, limit_s: float) -> list[tuple[int, int]]:
+    """Median nanoseconds of blocks of runs, one program's next to the other's, in random order within each pair.
+
+    Threads of onnxruntime that wait busily do so for a while after their last run, and take the processor from whoever runs then. So each block
+    begins with runs that do not count, until that is over. At least 5 pairs, however long they take; else at most ``most``, and about ``limit_s``.
+    """
+    shuffled = random.Random(0)
+    times: list[tuple[int, int]] = []
+    end = time.monotonic() + limit_s
+    while len(times) < FEWEST_BLOCKS or (len(times) < most and time.monotonic() < end):
+        first = shuffled.random() < 0.5
+        one = _block(before if first else after, feeds)
+        other = _block(after if first else before, feeds)
+        times.append((one, other) if first else (other, one))
+    return times
+
+
+def _block(run: Callable[[Feed], object], feeds: Sequence[Feed]) -> int:
+    """Their median."""
+    taken: list[int] = []
+    begin = time.perf_counter_ns()
+    while True:  # one at least does not count
+        _time(run, feeds[0])
+        if time.perf_counter_ns() - begin > _SETTLE_NS:
+            break
+    begin = time.perf_counter_ns()
+    while not taken or time.perf_counter_ns() - begin < _BLOCK_NS:
+        taken.append(_time(run, feeds[len(taken) % len(feeds)]))
+    return max(1, sorted(taken)[len(taken) // 2])
 
 
 def _time(run: Callable[[Feed], object], feed: Feed) -> int:

@@ -40,10 +40,12 @@ def serve(folder: Path, descriptor: int) -> int:
     with socket.socket(fileno=descriptor) as sock:
         try:
             question, _ = frames.receive(sock)
-            before, after, feeds = opened(sock, folder, **question["arguments"])
+            arguments = question["arguments"]
+            before, after, feeds = opened(sock, folder, **arguments)
             frames.send(sock, {"result": {}})
             question, _ = frames.receive(sock)
-            frames.send(sock, {"result": race(before, after, feeds, **question["arguments"])})
+            alike = arguments["profiles"][0] == arguments["profiles"][1]
+            frames.send(sock, {"result": race(before, after, feeds, in_blocks=not alike, **question["arguments"])})
             frames.receive(sock)
         except ModelFailed as failed:
             frames.send(sock, {"result": {"failed": {"model": failed.model, "message": str(failed), "hint": failed.hint}}})
@@ -55,12 +57,15 @@ def serve(folder: Path, descriptor: int) -> int:
 
 
 def opened(
-    sock: socket.socket, folder: Path, *, before: str, after: str, feeds: str, inputs: Sequence[str], profile: Mapping[str, Any]
+    sock: socket.socket, folder: Path, *, before: str, after: str, feeds: str, inputs: Sequence[str], profiles: Sequence[Mapping[str, Any]]
 ) -> tuple[Session, Session, list[Feeds]]:
-    """Both models and what to ask them, each asked once. Raises ModelFailed; ProviderMissing or BundleError where no model is to blame."""
+    """Both models, each as its profile wants it, and what to ask them, each asked once.
+
+    Raises ModelFailed; ProviderMissing or BundleError where no model is to blame.
+    """
     questions = read_feeds((folder / feeds).read_bytes(), inputs)
     sessions = []
-    for model, where in (("before", before), ("after", after)):
+    for model, where, profile in (("before", before, profiles[0]), ("after", after, profiles[1])):
         frames.send(sock, {"stage": model})
         try:
             externals.check((folder / where / "model.onnx").read_bytes())
@@ -76,16 +81,20 @@ def opened(
     return sessions[0], sessions[1], questions
 
 
-def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS) -> dict[str, Any]:
-    """Raw pairs in nanoseconds, and on what they were run. Raises ModelFailed."""
+def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS, in_blocks: bool = False) -> dict[str, Any]:
+    """Raw pairs in nanoseconds, and on what they were run; ``in_blocks`` where one's waiting threads would hold up the other. Raises ModelFailed."""
     import onnxruntime
 
-    times = latency.pairs(_runner("before", before), _runner("after", after), feeds, warmup=_WARMUP, most=most, limit_s=limit_s)
+    runs = _runner("before", before), _runner("after", after)
+    if in_blocks:
+        times = latency.blocks(*runs, feeds, most=most, limit_s=limit_s)
+    else:
+        times = latency.pairs(*runs, feeds, warmup=_WARMUP, most=most, limit_s=limit_s)
     return {
         "pairs_ns": times,
         "warmup": _WARMUP,
-        "before": {"provider": before.providers[0], "nodes": before.nodes},
-        "after": {"provider": after.providers[0], "nodes": after.nodes},
+        "before": {"provider": before.providers[0], "nodes": before.nodes, "threads": before.threads},
+        "after": {"provider": after.providers[0], "nodes": after.nodes, "threads": after.threads},
         "threads": before.threads,
         "onnxruntime": onnxruntime.__version__,
         **probe.conditions(),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -56,7 +57,7 @@ class Race:
     after: dict[str, Descriptor]
     feeds: Descriptor  # an .npz with members `0.0`, `0.1`: feed and input, by their places
     inputs: tuple[str, ...]
-    profile: dict[str, Any]
+    profiles: tuple[dict[str, Any], dict[str, Any]]  # of the one before, and of the one after
     limit_s: float
 
 
@@ -136,11 +137,11 @@ class Races:
         """A model that does not run here is a result. Raises StoreError, or ChildFailed where the device is to blame."""
         blobs = session.blobs
         question = {
-            "before": _laid_out(blobs, race.before),
-            "after": _laid_out(blobs, race.after),
+            "before": laid_out(blobs, race.before, race.profiles[0]),
+            "after": laid_out(blobs, race.after, race.profiles[1]),
             "feeds": str(blobs.path(race.feeds.digest).relative_to(blobs.home)),
             "inputs": race.inputs,
-            "profile": race.profile,
+            "profiles": race.profiles,
         }
 
         def enter(stage: str) -> None:
@@ -165,7 +166,9 @@ def parse(document: Mapping[str, Any]) -> Race:
     try:
         inputs = tuple(document["inputs"])
         limit_s = float(document["limit_s"])
-        race = Race(_files(document["before"]), _files(document["after"]), _descriptor(document["feeds"]), inputs, _profile(document["profile"]), limit_s)
+        profiles = document["profiles"] if "profiles" in document else [document["profile"]] * 2
+        first, second = map(parse_profile, profiles)
+        race = Race(parse_files(document["before"]), parse_files(document["after"]), _descriptor(document["feeds"]), inputs, (first, second), limit_s)
         if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= _MOST_INPUTS or not 0 < limit_s <= LONGEST_S:
             raise ValueError("inputs or limit_s")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,7 +176,7 @@ def parse(document: Mapping[str, Any]) -> Race:
     return race
 
 
-def _files(document: Mapping[str, Any]) -> dict[str, Descriptor]:
+def parse_files(document: Mapping[str, Any]) -> dict[str, Descriptor]:
     files = {name: _descriptor(entry) for name, entry in document.items()}
     if FILES[0] not in files or not set(files) <= set(FILES):
         raise ValueError(f"a model is {FILES[0]}, and may have {FILES[1]}")
@@ -187,21 +190,27 @@ def _descriptor(document: Mapping[str, Any]) -> Descriptor:
     return Descriptor(check_digest(document["digest"]), size)
 
 
-def _profile(document: Mapping[str, Any]) -> dict[str, Any]:
+def parse_profile(document: Mapping[str, Any]) -> dict[str, Any]:
     """As far as `worker.open_session` reads it."""
     for provider in document["providers"]:
         options = provider.get("options", {})
         if not isinstance(provider["name"], str) or not all(isinstance(part, str) for pair in options.items() for part in pair):
             raise ValueError("a provider has a name, and options of text")
-    threads = document.get("runtime", {}).get("intra_op_threads", 0)
-    if type(threads) is not int or not 0 <= threads <= 1024:
-        raise ValueError("intra_op_threads is a number")
+    runtime = document.get("runtime", {})
+    for key, least in (("intra_op_threads", 0), ("inter_op_threads", 1)):
+        threads = runtime.get(key, least)
+        if type(threads) is not int or not least <= threads <= 1024:
+            raise ValueError(f"{key} is a number")
     return dict(document)
 
 
-def _laid_out(blobs: Blobs, files: Mapping[str, Descriptor]) -> str:
-    """The model's files under their names, in a folder that is theirs for the whole session: an engine is built once. Its path below the session's."""
-    key = hashlib.sha256("".join(f"{name} {files[name].digest}\n" for name in sorted(files)).encode()).hexdigest()[:16]
+def laid_out(blobs: Blobs, files: Mapping[str, Descriptor], profile: Mapping[str, Any]) -> str:
+    """The model's files under their names, in a folder that is theirs for the whole session: an engine is built once for each way to build it.
+
+    Its path below the session's.
+    """
+    told = [f"{name} {files[name].digest}\n" for name in sorted(files)] + [json.dumps(profile["providers"], sort_keys=True)]
+    key = hashlib.sha256("".join(told).encode()).hexdigest()[:16]
     folder = blobs.home / "models" / key
     if not folder.is_dir():
         scratch = folder.with_name(f".{key}")

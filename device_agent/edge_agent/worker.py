@@ -218,15 +218,34 @@ def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool
     runtime = profile.get("runtime", {})
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _QUIET
-    options.inter_op_num_threads = 1
+    levels = onnxruntime.GraphOptimizationLevel
+    options.execution_mode = _chosen(
+        runtime, "execution", {"sequential": onnxruntime.ExecutionMode.ORT_SEQUENTIAL, "parallel": onnxruntime.ExecutionMode.ORT_PARALLEL}
+    )
+    options.graph_optimization_level = _chosen(
+        runtime,
+        "graph_optimization",
+        {"all": levels.ORT_ENABLE_ALL, "extended": levels.ORT_ENABLE_EXTENDED, "basic": levels.ORT_ENABLE_BASIC, "none": levels.ORT_DISABLE_ALL},
+    )
+    options.inter_op_num_threads = int(runtime.get("inter_op_threads", 1))
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if runtime.get("allow_spinning", True) else "0")
+    for pool in ("intra", "inter"):
+        options.add_session_config_entry(f"session.{pool}_op.allow_spinning", "1" if runtime.get("allow_spinning", True) else "0")
     options.add_session_config_entry("session.disable_prepacking", "0" if runtime.get("prepacking", True) else "1")
     options.enable_cpu_mem_arena = bool(runtime.get("memory_arena", True))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # from 1.24 on; unknown keys are ignored
     if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = levels.ORT_DISABLE_ALL
     return options
+
+
+def _chosen(runtime: Mapping[str, Any], key: str, values: Mapping[str, Any]) -> Any:
+    """What the profile says of it, else the first. Raises SessionError for a word that only a newer agent knows."""
+    word = runtime.get(key, next(iter(values)))
+    if word not in values:
+        said = f"the profile wants `{key}` to be {str(word)[:40]!r}, and this agent knows {', '.join(values)}"
+        raise SessionError(said, "update the agent: `edgesdk setup HOST`")
+    return values[word]
 
 
 def _rule(profile: Mapping[str, Any]) -> str:

@@ -241,4 +241,6 @@ def _turned(each: Raced) -> Raced:
         high=1 / each.low,
         providers=each.providers[::-1],
         nodes=each.nodes[::-1],
+        threads=each.threads_after,
+        threads_after=each.threads,
     )

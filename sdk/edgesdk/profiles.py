@@ -58,6 +58,9 @@ class Runtime(_Table):
     max_batch: int = Field(1, ge=1, le=1024, description="rows of questions that wait at the same time and are run as one; 1: none")
     batch_wait_ms: float = Field(0.0, ge=0, le=1000, description="so long a question waits for others to be run with; 0: only for those that are there")
     memory_arena: bool = Field(default=True, description="memory of a run is kept for the next one; without, it is given back")
+    execution: Literal["sequential", "parallel"] = Field("sequential", description="operators one after the other, or branches beside each other")
+    inter_op_threads: int = Field(1, ge=1, le=1024, description="with `execution` parallel: operators that run at the same time")
+    graph_optimization: Literal["all", "extended", "basic", "none"] = Field("all", description="how far onnxruntime rewrites the graph when it opens it")
 
 
 class Quantization(_Table):

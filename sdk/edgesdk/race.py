@@ -27,7 +27,7 @@ from edgesdk.device import Device
 from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
-from edgesdk.replies import Facts, ModelProblem, Times
+from edgesdk.replies import Facts, ModelProblem, Times, parse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,8 @@ class Raced(Paired):
     device: str
     providers: tuple[str, str]
     nodes: tuple[str, str]
-    threads: int
+    threads: int  # of the model before
+    threads_after: int = 0
     onnxruntime: str
     governor: str | None
     temperature_c: float | None
@@ -88,15 +89,17 @@ class Here:
 
     def __init__(self, folder: Path, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
         self._folder, self._profile, self._inputs = folder, profile, list(feeds[0])
-        facts = probe.facts()  # asked once: it looks for onnxruntime in a process of its own
-        self._device = facts["board"] or facts["cpu_model"] or facts["architecture"]
+        self.facts = parse(Facts, probe.facts(), "this machine")  # asked once: it looks for onnxruntime in a process of its own
+        self._device = self.facts.board or self.facts.cpu_model or self.facts.architecture
         (folder / "feeds.npz").write_bytes(_packed(feeds, self._inputs))
 
-    def race(self, before: Files, after: Files, *, limit_s: float) -> Raced:
-        """Raises ModelError where one of the two does not run here."""
-        question = {"before": self._laid_out(before), "after": self._laid_out(after), "feeds": "feeds.npz", "inputs": self._inputs}
+    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
+        """``profiles``: for each model one of its own; then the two run in blocks. Raises ModelError where one of the two does not run here."""
+        first, second = profiles or (self._profile, self._profile)
+        question = {"before": self._laid_out(before, first), "after": self._laid_out(after, second), "feeds": "feeds.npz", "inputs": self._inputs}
+        run_as = [first.to_dict(), second.to_dict()]
         with _translated(), Child("racer", self._folder, self._folder, what="the process that ran both models") as child:
-            opened = child.ask({"arguments": {**question, "profile": self._profile.to_dict()}}, timeout_s=_OPEN_S)
+            opened = child.ask({"arguments": {**question, "profiles": run_as}}, timeout_s=_OPEN_S)
             told = opened if "failed" in opened else child.ask({"arguments": {"limit_s": limit_s, "most": _MOST_PAIRS_HERE}}, timeout_s=limit_s + _OPEN_S)
         if "failed" in told:
             raise ModelError(f"{_MODELS[told['failed']['model']]} does not run here: {told['failed']['message']}", told["failed"]["hint"])
@@ -107,13 +110,19 @@ class Here:
             providers=(told["before"]["provider"], told["after"]["provider"]),
             nodes=(told["before"]["nodes"], told["after"]["nodes"]),
             threads=told["threads"],
+            threads_after=told["after"]["threads"],
             onnxruntime=told["onnxruntime"],
             governor=told["governor"],
             temperature_c=told["temperature_c"],
         )
 
-    def _laid_out(self, files: Files) -> str:
-        name = digest_of("".join(map(digest_of, files.values())).encode())[-16:]
+    @property
+    def onnxruntime(self) -> str:
+        return self.facts.onnxruntime.version if self.facts.onnxruntime else ""
+
+    def _laid_out(self, files: Files, profile: Profile) -> str:
+        """In a folder for each way to compile it, too."""
+        name = digest_of("".join([*map(digest_of, files.values()), *map(str, profile.providers)]).encode())[-16:]
         folder = self._folder / name
         if not folder.exists():
             folder.mkdir()
@@ -140,8 +149,15 @@ class Racer:
         self._inputs = list(feeds[0])
         self._feeds = _packed(feeds, self._inputs)
 
-    def race(self, before: Files, after: Files, *, limit_s: float) -> Raced:
+    @property
+    def onnxruntime(self) -> str:
+        """The version that runs models there, now that it is set up."""
+        return self._device.status().agent.onnxruntime or ""
+
+    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
         """Time both for about ``limit_s`` seconds, and at least 20 pairs. What the device has of an earlier race is not sent again.
+
+        ``profiles``: for each model one of its own, instead of the one that was given; then the two run in blocks, of which there are at least 5 pairs.
 
         Raises ModelError where the second model does not run there, DeviceError where the first does not or the device fails,
         and ConnectionFailed.
@@ -152,7 +168,8 @@ class Racer:
             "after": {name: _described(data) for name, data in after.items()},
             "feeds": _described(self._feeds),
             "inputs": self._inputs,
-            "profile": self._profile.to_dict(),
+            # Not `profile` with two of them: an agent that knows only that one refuses, and does not time what nobody asked for.
+            **({"profiles": [each.to_dict() for each in profiles]} if profiles else {"profile": self._profile.to_dict()}),
             "limit_s": limit_s,
         }
 
@@ -171,6 +188,7 @@ class Racer:
             providers=(result.before.provider, result.after.provider),
             nodes=(result.before.nodes, result.after.nodes),
             threads=result.threads,
+            threads_after=result.after.threads or result.threads,
             onnxruntime=result.onnxruntime,
             governor=result.governor,
             temperature_c=result.temperature_c,

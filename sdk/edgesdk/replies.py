@@ -231,6 +231,7 @@ class Ran(Reply):
 
     provider: Text
     nodes: Text = ""
+    threads: Count = 0
 
 
 class Times(Reply):

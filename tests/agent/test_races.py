@@ -96,6 +96,19 @@ def test_a_race_tells_raw_pairs_and_changes_nothing(shared: Agent) -> None:
 
 
 @pytest.mark.e2e
+def test_one_model_may_run_against_itself_with_other_settings(shared: Agent) -> None:
+    model = layers(200)
+    lean = {**CPU_PROFILE, "runtime": {"intra_op_threads": 2, "execution": "parallel", "inter_op_threads": 2, "graph_optimization": "basic"}}
+    told = race(shared, model, model, profiles=[CPU_PROFILE, lean], limit_s=0.1)["result"]
+    assert (told["before"]["threads"], told["after"]["threads"]) == (1, 2)
+    assert 5 <= len(told["pairs_ns"]) <= 6  # of blocks
+    assert all(before > 0 and after > 0 for before, after in told["pairs_ns"])
+    unknown = race(shared, model, model, profiles=[CPU_PROFILE, {**CPU_PROFILE, "runtime": {"execution": "someday"}}])["result"]["failed"]
+    assert (unknown["model"], unknown["hint"]) == ("after", "update the agent: `edgesdk setup HOST`")
+    assert "wants `execution` to be 'someday', and this agent knows sequential, parallel" in unknown["message"]
+
+
+@pytest.mark.e2e
 def test_what_is_there_is_not_asked_for_again_and_goes_at_the_end(agent: Agent) -> None:
     small, big, feeds = layers(1), layers(3), packed(X)
     assert put(agent, small, big, feeds) == 3
@@ -219,6 +232,9 @@ def test_nothing_that_arrives_is_believed(shared: Agent) -> None:
         {"profile": {"providers": [{"name": 3}]}},
         {"profile": {"providers": [{"name": "x", "options": {"a": 1}}]}},
         {"profile": {"providers": [], "runtime": {"intra_op_threads": "all"}}},
+        {"profile": {"providers": [], "runtime": {"inter_op_threads": 0}}},
+        {"profiles": [CPU_PROFILE]},
+        {"profiles": [CPU_PROFILE, {}]},
         {"profile": {}},
         {"limit_s": 0},
         {"limit_s": 1e9},

@@ -136,3 +136,28 @@ def test_weights_stay_on_the_disk_where_the_profile_turns_prepacking_off(tmp_pat
     assert told[True]["sum"] == told[False]["sum"] == size * size / 2
     assert told[False]["bytes"] < size * size  # a quarter of the weights
     assert told[True]["bytes"] > 4 * size * size * 0.9
+
+
+def test_a_session_is_opened_with_what_the_profile_says(tmp_path: Path) -> None:
+    import onnxruntime
+
+    (tmp_path / "model.onnx").write_bytes(linear())
+    said = {
+        "intra_op_threads": 2,
+        "execution": "parallel",
+        "inter_op_threads": 3,
+        "graph_optimization": "basic",
+        "memory_arena": False,
+        "allow_spinning": False,
+    }
+    options = open_session(tmp_path, {**CPU_PROFILE, "runtime": said})._handle.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads, options.enable_cpu_mem_arena) == (2, 3, False)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert [options.get_session_config_entry(f"session.{pool}_op.allow_spinning") for pool in ("intra", "inter")] == ["0", "0"]
+    options = open_session(tmp_path, {**CPU_PROFILE, "runtime": {}})._handle.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads, options.enable_cpu_mem_arena) == (0, 1, True)
+    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    with pytest.raises(SessionError, match="wants `graph_optimization` to be 'more', and this agent knows all, extended, basic, none"):
+        open_session(tmp_path, {**CPU_PROFILE, "runtime": {"graph_optimization": "more"}})

@@ -17,7 +17,7 @@ from tests.sdk.small_models import DATA, build, node, numbers
 
 def restart(log: float) -> Raced:
     ratio = math.exp(log)
-    told = {"host": "", "device": "", "nodes": ("", ""), "threads": 1, "onnxruntime": "", "governor": None, "temperature_c": None}
+    told = {"host": "", "device": "", "nodes": ("", ""), "threads": 1, "threads_after": 1, "onnxruntime": "", "governor": None, "temperature_c": None}
     return Raced(before_ms=ratio, after_ms=1.0, speedup=ratio, low=ratio, high=ratio, runs=100, warmup=5, providers=("first", "second"), **told)
 
 
