@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgesdk.cli import devices, keys, models, profiles
+from edgesdk.cli import devices, keys, measuring, models, profiles
 from edgesdk.cli.output import fail, password, say, show
 
 INTERRUPTED = 130
@@ -48,6 +48,7 @@ app = typer.Typer(
     help="Take a trained model to a small computer and keep it running there.",
 )
 models.register(app)
+measuring.register(app)
 app.add_typer(profiles.app, name="profile")
 devices.register(app)
 app.add_typer(keys.app, name="key")

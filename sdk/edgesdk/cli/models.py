@@ -1,4 +1,4 @@
-"""The verbs about models: init, convert, inspect, check, quantize, prune, optimize, package, verify, compare."""
+"""The verbs about models: init, convert, inspect, check, quantize, prune, optimize, package, verify."""
 
 import re
 from dataclasses import asdict
@@ -12,7 +12,6 @@ from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from edgesdk.comparison import Comparison
     from edgesdk.constraints import Violation
     from edgesdk.inspection import Inspection
     from edgesdk.packaging import Packaged
@@ -26,7 +25,7 @@ Calibration = Annotated[str | None, typer.Option(help="unlabelled samples: .npz,
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (init, convert, inspect, check, quantize, prune, optimize, package, verify, compare):
+    for verb in (init, convert, inspect, check, quantize, prune, optimize, package, verify):
         app.command()(verb)
 
 
@@ -355,47 +354,6 @@ def _inspected(found: "Inspection") -> str:
         told += ["", f"`{found.profile}` takes {found.cut.nodes} of {found.cut.of} nodes{work}{parts} as the file is; `edgesdk package` changes what it can"]
         told += [f"  {line}" for line in _by_rule(found.violations)]
     return "\n".join(told)
-
-
-def compare(
-    before: Annotated[Path, typer.Argument(help="an ONNX file or a bundle")],
-    after: Annotated[Path, typer.Argument(help="another")],
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="how both are run; a bundle's own, or this machine's, if not given")] = None,
-    calibration: Annotated[str | None, typer.Option(help="what to ask them: real samples instead of random ones")] = None,
-    on: Annotated[str | None, typer.Option("--on", metavar="HOST", help="compare on this device")] = None,
-    limit_s: Annotated[float, typer.Option("--limit-s", min=1, help="no further restart after so many seconds")] = 120,
-    *,
-    fail_if_slower: Annotated[bool, typer.Option("--fail-if-slower", help="exit 1 where the second is slower for sure: for CI")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Which of two models is faster, with the interval, or that no difference was seen."""
-    from edgesdk import comparison, profiles
-
-    with progress() as tell:
-        found = comparison.compare(before, after, profiles.find(profile) if profile else None, on=on, samples=calibration, limit_s=limit_s, progress=tell)
-    show(found.to_dict(), _compared(found), as_json=as_json)
-    if fail_if_slower and found.verdict == "slower":
-        raise typer.Exit(1)
-
-
-def _compared(found: "Comparison") -> str:
-    least = max(1 - found.low, found.high - 1)
-    verdict = {
-        "faster": f"{found.after} is faster",
-        "slower": f"{found.after} is slower",
-        "no difference seen": f"no difference seen: if there is one, it is below {least:.1%}",
-    }[found.verdict]
-    where = f"{found.device}{f' ({found.host})' if found.host else ''}, {found.provider[0]}, {found.threads} threads, onnxruntime {found.onnxruntime}"
-    rows = [
-        ("before", found.before, f"{found.before_ms:.3f} ms"),
-        ("after", found.after, f"{found.after_ms:.3f} ms"),
-        ("speed-up", f"{found.speedup:.3f}", f"{found.low:.3f} … {found.high:.3f}, 99 %"),
-        ("restarts", str(found.restarts), f"{found.pairs:,} pairs in {found.seconds:.0f} s; {found.stopped}"),
-        ("asked", found.samples, ""),
-        ("on", where, ""),
-        *([("load", f"{found.load[0]} … {found.load[1]}", "of other work and this")] if found.load else []),
-    ]
-    return table(rows, head=("what", "", "")) + f"\n\n{verdict}"
 
 
 def convert(
