@@ -175,7 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
     trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
-    for child in (trial, racer):
+    looker = verb("looker", None, lambda v, home, a: v.looker(home, a.folder, a.descriptor))
+    for child in (trial, racer, looker):
         child.add_argument("folder", type=Path)
         child.add_argument("descriptor", type=int)
     return parser

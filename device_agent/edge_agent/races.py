@@ -39,6 +39,7 @@ _OPEN_S = 1800  # an engine build takes ten minutes
 _SLOWEST_S = 600  # beyond its limit, for the twenty pairs that there have to be
 _KEPT_S = 3600
 _MOST_INPUTS = 1000
+_MOST_LOOKS = 1000
 
 
 class UnknownRace(Exception):
@@ -59,6 +60,17 @@ class Race:
     inputs: tuple[str, ...]
     profiles: tuple[dict[str, Any], dict[str, Any]]  # of the one before, and of the one after
     limit_s: float
+
+
+@dataclass(frozen=True)
+class Look:
+    """At one model: what of it runs where, and what its kernels take."""
+
+    model: dict[str, Descriptor]
+    feeds: Descriptor
+    inputs: tuple[str, ...]
+    profile: dict[str, Any]
+    runs: int
 
 
 @dataclass
@@ -95,11 +107,14 @@ class Races:
         return self._entered(name, new=False).blobs
 
     def start(self, name: str, document: Mapping[str, Any]) -> Job:
-        """Start a race as a job. Raises UnknownRace, BundleError for what is no race, StoreError for a file that is missing."""
-        session, race = self._entered(name, new=False), parse(document)
-        for blob in (*race.before.values(), *race.after.values(), race.feeds):
-            if not session.blobs.has(blob):
-                raise StoreError(f"the race lacks the file {blob.digest[:19]}", "send it first")
+        """Start a race, or a look, as a job. Raises UnknownRace, BundleError for what is neither, StoreError for a file that is missing."""
+        session = self._entered(name, new=False)
+        if "model" in document:
+            look = parse_look(document)
+            _check_there(session, *look.model.values(), look.feeds)
+            return self._deployments.in_turn(f"look {name}", lambda _: self._look(session, look))
+        race = parse(document)
+        _check_there(session, *race.before.values(), *race.after.values(), race.feeds)
         return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, session, race))
 
     def end(self, name: str) -> int:
@@ -159,6 +174,43 @@ class Races:
                 return {"failed": {"model": job.stage if job.stage in ("before", "after") else None, "message": str(error), "hint": error.hint}}
             finally:
                 session.child, session.used = None, time.monotonic()
+
+    def _look(self, session: Session, look: Look) -> dict[str, Any]:
+        """The same, of one model."""
+        blobs = session.blobs
+        question = {
+            "model": laid_out(blobs, look.model, look.profile),
+            "feeds": str(blobs.path(look.feeds.digest).relative_to(blobs.home)),
+            "inputs": look.inputs,
+            "profile": look.profile,
+            "runs": look.runs,
+        }
+        with self._deployments.driving(Child("looker", blobs.home, self._home, what="the process that ran the model")) as child:
+            session.child = child
+            try:
+                return child.ask({"arguments": question}, timeout_s=_OPEN_S)
+            except ChildDied as error:
+                return {"failed": {"model": None, "message": str(error), "hint": error.hint}}
+            finally:
+                session.child, session.used = None, time.monotonic()
+
+
+def _check_there(session: Session, *blobs: Descriptor) -> None:
+    for blob in blobs:
+        if not session.blobs.has(blob):
+            raise StoreError(f"the race lacks the file {blob.digest[:19]}", "send it first")
+
+
+def parse_look(document: Mapping[str, Any]) -> Look:
+    """What a host sent. Raises BundleError for anything that is no look."""
+    try:
+        inputs, runs = tuple(document["inputs"]), document["runs"]
+        look = Look(parse_files(document["model"]), _descriptor(document["feeds"]), inputs, parse_profile(document["profile"]), runs)
+        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= _MOST_INPUTS or type(runs) is not int or not 0 < runs <= _MOST_LOOKS:
+            raise ValueError("inputs or runs")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"what came is no look: {error}"[:200], "is this host's edgesdk of another version?") from error
+    return look
 
 
 def parse(document: Mapping[str, Any]) -> Race:

@@ -458,6 +458,14 @@ def racer(home: Path, folder: Path, descriptor: int) -> None:
     sys.exit(races.serve(folder, descriptor))
 
 
+def looker(home: Path, folder: Path, descriptor: int) -> None:
+    """Likewise."""
+    homes.use_runtime(home)
+    from edge_agent import look
+
+    sys.exit(look.serve(folder, descriptor))
+
+
 # asking the agent
 
 

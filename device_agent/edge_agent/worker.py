@@ -80,9 +80,15 @@ class Session:
             blamed = type(error).__name__ == "InvalidArgument"
             raise (BadFeeds if blamed else SessionError)(f"onnxruntime could not run the model: {_first_line(error)}") from error
 
+    def end_trace(self) -> Path:
+        """The file that onnxruntime wrote of what it ran, now whole."""
+        return Path(self._handle.end_profiling())
 
-def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | None = None, optimize: bool = True) -> Session:
+
+def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | None = None, optimize: bool = True, trace: Path | None = None) -> Session:
     """Open ``folder``/model.onnx as the profile wants it. ``{home}`` in a provider's options becomes ``folder``/cache.
+
+    ``trace``: how the files begin into which onnxruntime writes what its kernels take.
 
     Raises ProviderMissing, or SessionError if onnxruntime does not take the model.
     """
@@ -91,7 +97,10 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
     wanted = threads if threads is not None else int(profile.get("runtime", {}).get("intra_op_threads", 0))
     chosen = choose_providers(profile, onnxruntime.get_available_providers())
     onnxruntime.set_default_logger_severity(_QUIET)
-    handle = _opened(folder, profile, chosen, _session_options(profile, wanted, optimize=optimize))
+    options = _session_options(profile, wanted, optimize=optimize)
+    if trace is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(trace)
+    handle = _opened(folder, profile, chosen, options)
     taken = handle.get_providers()
     if chosen[0]["name"] not in taken:  # onnxruntime has it, and it does not work here
         _missing(profile, chosen[0]["name"], taken)

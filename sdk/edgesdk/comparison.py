@@ -22,7 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from edge_agent import bundle, probe
+from edge_agent import bundle
 from edge_agent.bundle import Layout
 from edgesdk import graph, profiles, race, sampling
 from edgesdk.errors import ProjectError
@@ -83,6 +83,7 @@ class Comparison:
     governor: str | None
     temperature_c: tuple[float | None, float | None]  # at the first restart and at the last
     load: tuple[float, float] | None  # of this machine, one minute's average, before and after; of a device None
+    kind: str = "comparison"
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,16 +196,11 @@ def opened(path: Path) -> Contender:
         return Contender(f"{described.name} release {described.release}", graph.load(Path(folder, "model.onnx")), brought)
 
 
-def _profile(contenders: Sequence[Contender], wanted: Profile | None) -> Profile:
-    """The one under which both run. Raises ProjectError where that would be another one for each."""
+def _profile(contenders: Sequence[Contender], wanted: Profile | None) -> Profile | None:
+    """The one under which both run, or None: the device's. Raises ProjectError where that would be another one for each."""
     brought = [contender.profile for contender in contenders if contender.profile is not None]
-    if wanted is not None:
+    if wanted is not None or not brought:
         return wanted
-    if not brought:
-        found = profiles.recognise(probe.facts())
-        if not found:
-            raise ProjectError("no profile was recognised for this machine", "name one: `--profile`")
-        return found[0]
     for of in ("providers", "runtime"):
         settings: list[Mapping[str, Any]] = [each.to_dict()[of] for each in brought]
         if settings[0] != settings[-1]:

@@ -5,24 +5,24 @@ macs(model, of_run)["conv_3"]            # 14745600
 kernel_ms(model, feeds, threads=1)       # {"conv_3": 0.41, ...}, onnxruntime's own profile
 """
 
-import json
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
 
+from edge_agent.look import kernels_of
 from edgesdk import graph
 from edgesdk.graph import Feeds, Model
 
-_KERNEL = "_kernel_time"
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _GATES = ("LSTM", "GRU", "RNN")
-_RENAMED = re.compile(r"_token_\d+$")  # onnxruntime's suffix for what it made of a node
+_RENAMED = re.compile(r"_token_\d+$|^fused |/\w+Fusion/?$")  # what onnxruntime hangs on the name of a node of which it makes another
 _FUSED = ("BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
 PROFILED_RUNS = 12
 
@@ -57,31 +57,48 @@ def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str
 
     Under "" is what belongs to no node of the model: changes of layout, and fusions that bear a name of onnxruntime's own.
     """
+    of, found = computed(model), dict[str, float]()
+    for kernel in kernels(model, feeds, threads=threads):
+        node = (of(kernel["kernel"]) or ("",))[0]
+        found[node] = found.get(node, 0.0) + kernel["us"] / 1000
+    return found
+
+
+def kernels(model: Model, feeds: Sequence[Feeds], *, threads: int) -> list[dict[str, Any]]:
+    """What `edge_agent.look.kernels_of` tells of this machine's CPU."""
     with tempfile.TemporaryDirectory(prefix="edgesdk-") as folder:
         session = graph.session(model, threads=threads, profile=Path(folder, "profile"))
         for run in range(PROFILED_RUNS):
             graph.run(session, feeds[run % len(feeds)])
-        events = json.loads(Path(session.end_profiling()).read_bytes())
-    times: dict[str, list[int]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith(_KERNEL):
-            times.setdefault(event["name"].removesuffix(_KERNEL), []).append(event["dur"])
-    of = {f"{value.name}_nchwc": _layer(node) for node in model.graph for value in node.outputs} | {str(node.name): str(node.name) for node in model.graph}
-    found: dict[str, float] = {}
-    for kernel, each in times.items():
-        node = of.get(_RENAMED.sub("", kernel), "")
-        found[node] = found.get(node, 0.0) + float(np.median(each)) / 1000
-    return found
+        return kernels_of(Path(session.end_profiling()).read_bytes())
 
 
-def _layer(node: onnx_ir.Node) -> str:
-    """The node that the blocked kernel which answers in the place of this one is about: it bears the name of what the last fused one answers."""
+def computed(model: Model) -> Callable[[str], tuple[str, ...]]:
+    """Which of the model's nodes a kernel computes, by onnxruntime's name of it: the one that it is about, then those that are known to be fused into it.
+
+    None where the name is onnxruntime's own: a change of layout, or what it made of several nodes.
+    """
+    named = {str(node.name): (str(node.name),) for node in model.graph}
+    # A blocked kernel bears the name of what the last node fused into it answers.
+    blocked = {f"{value.name}_nchwc": _chain(node) for node in model.graph for value in node.outputs}
+
+    def of(kernel: str) -> tuple[str, ...]:
+        name = _RENAMED.sub("", _RENAMED.sub("", kernel))
+        return named.get(kernel) or named.get(name) or blocked.get(name) or ()
+
+    return of
+
+
+def _chain(node: onnx_ir.Node) -> tuple[str, ...]:
+    """The layer that a blocked kernel is about which answers in the place of this node, and the nodes behind it up to this one."""
+    names = [str(node.name)]
     while node.op_type in _FUSED:
         before = [producer for value in node.inputs if value is not None and (producer := value.producer()) is not None]
         if not before:
             break
         node = next((producer for producer in reversed(before) if producer.op_type == "Conv"), before[0])
-    return str(node.name)
+        names.append(str(node.name))
+    return tuple(reversed(names))
 
 
 @cache

@@ -44,6 +44,7 @@ from edgesdk.replies import (
     JobStarted,
     Kind,
     Logs,
+    LookJob,
     Missing,
     MissingReply,
     Problem,
@@ -349,8 +350,12 @@ class Device:
         """Start a race, which returns its job, and wait for its end. ``start`` is called again where the agent forgot the job."""
         return self._finish(RaceJob, start, silent, stage="")
 
+    def look(self, start: Callable[[], str]) -> LookJob:
+        """The same of a look at one model."""
+        return self._finish(LookJob, start, silent, stage="")
+
     def start_race(self, session: str, document: Mapping[str, Any]) -> str:
-        """Have two models timed, whose files have been put there for this session. Returns the job."""
+        """Have two models timed, or looked at one, whose files have been put there for this session. Returns the job."""
         return self._reply(JobStarted, "race", session, stdin=[to_json(document)]).job
 
     def end_race(self, session: str) -> Freed:

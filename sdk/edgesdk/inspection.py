@@ -2,7 +2,7 @@
 
     found = inspect(Path("model.onnx"), find("kria-kv260"))
     found.macs, found.memory.peak_bytes, found.violations
-    found.costliest                                      # operators by name, the ten that take longest here
+    inspect(path, on="jetson").placement.fell            # the nodes that its accelerator did not take
     model, feeds = alone(Path("model.onnx"), "Conv_3")   # one node as a model of its own, and what it is asked
 
 Shapes are those of one run here, on samples or on random inputs. Memory is counted, not measured: every tensor between the one that
@@ -12,17 +12,22 @@ makes it and the last that reads it, as onnxruntime's allocator sees them when i
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import onnx_ir
 
-from edgesdk import constraints, costs, graph, sampling, sparsity
+from edge_agent import placement
+from edgesdk import constraints, costs, graph, race, sampling, sparsity
 from edgesdk.constraints import Violation
 from edgesdk.errors import ModelError
 from edgesdk.graph import Feeds, Model, Summary
 from edgesdk.profiles import Profile
+from edgesdk.progress import Progress, silent
+from edgesdk.replies import Facts, Looked, Timed
+from edgesdk.source import model_files
 
 COSTLIEST = 10
 _PEAK_TENSORS = 8
@@ -66,12 +71,45 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What one node takes here. ``node`` is empty for what onnxruntime added or fused under a name of its own."""
+    """What onnxruntime runs as one, and its median time.
+
+    ``node`` is empty for what it added, or fused under a name of its own. ``fused``: further nodes that it computes, as far as the name tells; their
+    time is in this one, and nobody knows how it parts.
+    """
 
     node: str
-    operator: str
+    operator: str  # of the kernel: FusedMatMul, ReorderInput
     ms: float
     share: float
+    fused: tuple[str, ...] = ()
+    provider: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Nodes one after the other, in onnxruntime's order, with one provider."""
+
+    provider: str
+    nodes: int
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What ran where on a device. ``parts`` is empty, and ``share`` None, where its onnxruntime does not tell."""
+
+    host: str
+    device: str
+    provider: str
+    nodes: str  # in words: "412 of 412 nodes on TensorRT"
+    share: float | None  # of the multiply-accumulates, elsewhere than on the CPU
+    fell: tuple[str, ...]  # to the CPU although another provider was asked for, the costliest first
+    parts: tuple[Part, ...]
+    threads: int
+    onnxruntime: str
+    governor: str | None
+    temperature_c: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +139,30 @@ class Inspection:
     violations: tuple[Violation, ...]
     cut: Cut | None
     kernels: tuple[Kernel, ...]  # the slowest first; empty unless they were asked for
+    placement: Placed | None = None  # where a device was asked
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def inspect(path: Path, profile: Profile | None = None, *, samples: str | None = None, time_kernels: bool = False) -> Inspection:
-    """Everything above. ``samples`` are those of `--calibration`; ``time_kernels`` runs the model some times. Raises an EdgeSDKError."""
+def inspect(
+    path: Path,
+    profile: Profile | None = None,
+    *,
+    samples: str | None = None,
+    time_kernels: bool = False,
+    on: str | None = None,
+    progress: Progress = silent,
+) -> Inspection:
+    """Everything above. ``samples`` are those of `--calibration`; ``time_kernels`` runs the model some times, here or ``on`` a device.
+
+    Raises an EdgeSDKError.
+    """
     model = graph.load(path)
     named = graph.clone(model)
     summary, weights = graph.describe(model), [weight.obeys for weight in sparsity.weights(model)]
-    feeds, of_run, unknown = _run(named, samples, _PROFILED_SAMPLES if time_kernels else 1)
+    feeds, of_run, unknown = _run(named, samples, _PROFILED_SAMPLES if time_kernels or on else 1)
+    placed, kernels = _seen(named, feeds, profile, on, progress) if on or time_kernels else (None, ())
     macs = costs.macs(named, of_run) if of_run is not None else None
     violations = tuple(constraints.check(model, profile)) if profile is not None else ()
     return Inspection(
@@ -126,7 +177,8 @@ def inspect(path: Path, profile: Profile | None = None, *, samples: str | None =
         profile=profile.name if profile is not None else None,
         violations=violations,
         cut=_cut(named, violations, macs) if profile is not None else None,
-        kernels=_kernels(named, feeds) if time_kernels else (),
+        kernels=kernels if time_kernels else (),
+        placement=placed,
     )
 
 
@@ -237,13 +289,49 @@ def _cut(model: Model, violations: Sequence[Violation], macs: Mapping[str, int] 
     )
 
 
-def _kernels(model: Model, feeds: Sequence[Feeds]) -> tuple[Kernel, ...]:
+def _seen(model: Model, feeds: Sequence[Feeds], profile: Profile | None, on: str | None, progress: Progress) -> tuple[Placed | None, tuple[Kernel, ...]]:
+    """What ran where, and how long it took: on a device, or here on one thread of the CPU."""
     if not feeds:
         raise ModelError("the model does not run here, so nothing of it can be timed", "give it real inputs: `--calibration`")
-    times = costs.kernel_ms(model, feeds, threads=1)
-    kinds, total = {str(node.name): graph.qualified(node) for node in model.graph}, sum(times.values())
-    slowest = sorted(times.items(), key=lambda item: -item[1])[:COSTLIEST]
-    return tuple(Kernel(node, kinds.get(node, ""), ms, ms / total if total else 0.0) for node, ms in slowest)
+    if on is None:
+        return None, _kernels(model, [Timed.model_validate(kernel) for kernel in costs.kernels(model, feeds, threads=1)])
+    with race.racing(on, profile, feeds, progress) as device:
+        looked = device.look(model_files(model), runs=costs.PROFILED_RUNS)
+        return _placed(looked, device.facts, on, costs.macs(model, costs.shapes(model, feeds[0]))), _kernels(model, looked.kernels)
+
+
+def _kernels(model: Model, timed: Sequence[Timed]) -> tuple[Kernel, ...]:
+    """The slowest. What has no node's name is put together by its operator."""
+    of, total = costs.computed(model), sum(kernel.us for kernel in timed)
+    found: dict[tuple[tuple[str, ...], str, str], float] = {}
+    for kernel in timed:
+        key = of(kernel.kernel), kernel.operator, kernel.provider
+        found[key] = found.get(key, 0.0) + kernel.us
+    slowest = sorted(found.items(), key=lambda item: -item[1])[:COSTLIEST]
+    return tuple(
+        Kernel(nodes[0] if nodes else "", operator, us / 1000, us / total if total else 0.0, nodes[1:], provider) for (nodes, operator, provider), us in slowest
+    )
+
+
+def _placed(looked: Looked, facts: Facts, host: str, macs: Mapping[str, int]) -> Placed:
+    nodes = None if looked.placed is None else [placement.Node(node.name, node.operator, node.provider) for node in looked.placed]
+    judged = placement.judge(nodes, macs, least=0.0) if looked.provider != placement.CPU else None
+    parts = [
+        Part(provider, len(run), run[0].name, run[-1].name) for provider, group in groupby(nodes or (), key=lambda node: node.provider) for run in [list(group)]
+    ]
+    return Placed(
+        host=host,
+        device=facts.board or facts.cpu_model or facts.architecture,
+        provider=looked.provider,
+        nodes=looked.nodes,
+        share=judged.share if judged else None,
+        fell=judged.fell if judged else (),
+        parts=tuple(parts),
+        threads=looked.threads,
+        onnxruntime=looked.onnxruntime,
+        governor=looked.governor,
+        temperature_c=looked.temperature_c,
+    )
 
 
 def _bytes(value: onnx_ir.Value, of_run: Mapping[str, tuple[int, ...]]) -> int:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import probe
 from edge_agent.bundle import Descriptor, digest_of
 from edge_agent.child import Child, ChildFailed
-from edgesdk import device, preflight, sending, setting_up
+from edgesdk import device, preflight, profiles, sending, setting_up
 from edgesdk.benchmark import Paired, summary
 from edgesdk.device import Device
-from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
+from edgesdk.errors import DeviceError, EdgeSDKError, ModelError, Refused
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
-from edgesdk.replies import Facts, ModelProblem, Times, parse
+from edgesdk.replies import Facts, Looked, ModelProblem, Times, parse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,14 +57,16 @@ class Raced(Paired):
 
 
 @contextmanager
-def racing(host: str, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> Iterator[Racer]:
-    """Races on ``host`` while the context lasts, with the profile's providers, their options and its threads.
+def racing(host: str, profile: Profile | None, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> Iterator[Racer]:
+    """Races on ``host`` while the context lasts, with the profile's providers, their options and its threads; without one, that which
+    the device is recognised as.
 
     Of the ``feeds``, arrays by the name of their input, the first ones are asked: at most 200, and 64 MB. Raises Refused where the
     host is no device of the profile or cannot run the agent, ConnectionFailed, and DeviceError.
     """
     with device.connect(host) as there:
         facts = there.facts()
+        profile = profile or recognised(facts, host)
         preflight.check_target(profile, facts, host)
         plan = setting_up.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
         preflight.check_space(plan.needed_bytes, facts, host)
@@ -77,9 +79,17 @@ def racing(host: str, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any
                 there.end_race(racer.session)
 
 
+def recognised(facts: Facts, host: str) -> Profile:
+    """The first profile that fits a device. Raises Refused where none does."""
+    found = profiles.recognise(facts.to_dict())
+    if not found:
+        raise Refused(f"no profile was recognised for `{host}`", "name one: `--profile`")
+    return found[0]
+
+
 @contextmanager
-def racing_here(profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[Here]:
-    """The same on this machine, each race in a process of its own, without an agent. Raises nothing by itself."""
+def racing_here(profile: Profile | None, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> Iterator[Here]:
+    """The same on this machine, each race in a process of its own, without an agent. Raises Refused where no profile is given and none fits."""
     with TemporaryDirectory(prefix="edgesdk-") as folder:
         yield Here(Path(folder), profile, feeds)
 
@@ -87,9 +97,10 @@ def racing_here(profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -
 class Here:
     """This machine, as `Racer` has a device."""
 
-    def __init__(self, folder: Path, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
-        self._folder, self._profile, self._inputs = folder, profile, list(feeds[0])
+    def __init__(self, folder: Path, profile: Profile | None, feeds: Sequence[Mapping[str, NDArray[Any]]]) -> None:
+        self._folder, self._inputs = folder, list(feeds[0])
         self.facts = parse(Facts, probe.facts(), "this machine")  # asked once: it looks for onnxruntime in a process of its own
+        self._profile = profile or recognised(self.facts, "this machine")
         self._device = self.facts.board or self.facts.cpu_model or self.facts.architecture
         (folder / "feeds.npz").write_bytes(_packed(feeds, self._inputs))
 
@@ -115,6 +126,15 @@ class Here:
             governor=told["governor"],
             temperature_c=told["temperature_c"],
         )
+
+    def look(self, model: Files, *, runs: int) -> Looked:
+        """Where its nodes are, and what its kernels take. Raises ModelError where it does not run here."""
+        question = {"model": self._laid_out(model, self._profile), "feeds": "feeds.npz", "inputs": self._inputs, "runs": runs}
+        with _translated(), Child("looker", self._folder, self._folder, what="the process that ran the model") as child:
+            told = child.ask({"arguments": {**question, "profile": self._profile.to_dict()}}, timeout_s=_OPEN_S)
+        if "failed" in told:
+            raise ModelError(f"the model does not run here: {told['failed']['message']}", told["failed"]["hint"])
+        return parse(Looked, told, "this machine")
 
     @property
     def onnxruntime(self) -> str:
@@ -145,7 +165,7 @@ class Racer:
     def __init__(self, there: Device, facts: Facts, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> None:
         self.facts = facts
         self.session = secrets.token_hex(8)
-        self._device, self._profile, self._progress = there, profile, progress
+        self._device, self.profile, self._progress = there, profile, progress
         self._inputs = list(feeds[0])
         self._feeds = _packed(feeds, self._inputs)
 
@@ -169,7 +189,7 @@ class Racer:
             "feeds": _described(self._feeds),
             "inputs": self._inputs,
             # Not `profile` with two of them: an agent that knows only that one refuses, and does not time what nobody asked for.
-            **({"profiles": [each.to_dict() for each in profiles]} if profiles else {"profile": self._profile.to_dict()}),
+            **({"profiles": [each.to_dict() for each in profiles]} if profiles else {"profile": self.profile.to_dict()}),
             "limit_s": limit_s,
         }
 
@@ -193,6 +213,27 @@ class Racer:
             governor=result.governor,
             temperature_c=result.temperature_c,
         )
+
+    def look(self, model: Files, *, runs: int) -> Looked:
+        """Where its nodes are, and what its kernels take. Raises ModelError where it does not run there, DeviceError and ConnectionFailed."""
+        contents = {digest_of(data): data for data in chain(model.values(), [self._feeds])}
+        document = {
+            "model": {name: _described(data) for name, data in model.items()},
+            "feeds": _described(self._feeds),
+            "inputs": self._inputs,
+            "profile": self.profile.to_dict(),
+            "runs": runs,
+        }
+
+        def start() -> str:
+            self._device.persistently(lambda: self._send(contents))
+            return self._device.start_race(self.session, document)
+
+        result = self._device.look(start).result
+        if not isinstance(result, Looked):
+            assert result is not None  # `Device.look` returns what has one
+            raise ModelError(f"`{self._device.host}` cannot run the model: {result.failed.message}", result.failed.hint)
+        return result
 
     def _send(self, contents: Mapping[str, bytes]) -> None:
         missing = self._device.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=self.session)

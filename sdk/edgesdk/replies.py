@@ -263,6 +263,41 @@ class RaceJob(Job):
     result: Times | ModelFailed | None = None
 
 
+class NodeAt(Reply):
+    """A node, as onnxruntime gave it to a provider."""
+
+    name: Text
+    operator: Text
+    provider: Text
+
+
+class Timed(Reply):
+    """A kernel and its median time in microseconds."""
+
+    kernel: Text
+    operator: Text
+    provider: Text
+    us: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Looked(Reply):
+    """One model run under onnxruntime's profiler. ``placed`` is None where that onnxruntime does not tell."""
+
+    provider: Text
+    nodes: Text
+    placed: tuple[NodeAt, ...] | None
+    kernels: tuple[Timed, ...]
+    runs: Count
+    threads: Count
+    onnxruntime: Text
+    governor: Text | None = None
+    temperature_c: float | None = None
+
+
+class LookJob(Job):
+    result: Looked | ModelFailed | None = None
+
+
 class AgentStatus(Reply):
     version: Text
     digest: Text | None = None

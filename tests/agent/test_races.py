@@ -96,6 +96,28 @@ def test_a_race_tells_raw_pairs_and_changes_nothing(shared: Agent) -> None:
 
 
 @pytest.mark.e2e
+def test_a_look_tells_kernels_and_nodes_and_leaves_no_profile(shared: Agent) -> None:
+    def look(model: bytes, **changed: Any) -> Any:
+        feeds = packed(X)
+        put(shared, model, feeds)
+        asked = {"model": {"model.onnx": described(model)}, "feeds": described(feeds), "inputs": ["x"], "profile": CPU_PROFILE, "runs": 3, **changed}
+        return shared.job(shared.ask("POST", f"/edge/races/{SESSION}", asked))
+
+    told = look(layers(4))["result"]
+    assert (told["provider"], told["threads"], told["runs"]) == ("CPUExecutionProvider", 1, 3)
+    assert {kernel["provider"] for kernel in told["kernels"]} == {"CPUExecutionProvider"}
+    assert all(kernel["us"] > 0 for kernel in told["kernels"] if kernel["operator"] in ("MatMul", "Gemm"))
+    assert told["placed"] is None or {node["provider"] for node in told["placed"]} == {"CPUExecutionProvider"}
+    assert not list((shared.home / "races").rglob("*profile*"))
+    failed = look(b"noise")["result"]["failed"]
+    assert failed["model"] is None and failed["message"]
+    with pytest.raises(BadRequest, match="what came is no look"):
+        look(layers(4), runs=0)
+    with pytest.raises(BadRequest, match="what came is no look"):
+        look(layers(4), runs="3")
+
+
+@pytest.mark.e2e
 def test_one_model_may_run_against_itself_with_other_settings(shared: Agent) -> None:
     model = layers(200)
     lean = {**CPU_PROFILE, "runtime": {"intra_op_threads": 2, "execution": "parallel", "inter_op_threads": 2, "graph_optimization": "basic"}}

@@ -11,10 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesdk import device, profiles, setting_up
 from edgesdk.errors import ConnectionFailed, DeviceError, ModelError
+from edgesdk.inspection import inspect
 from edgesdk.race import Files, racing
 from tests.bundles import answer, inputs, write_bundle
 from tests.e2e.conftest import Bench
 from tests.e2e.test_ssh_deploy import Cutter
+from tests.sdk.small_models import DATA
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(os.uname().machine != "x86_64", reason="the profile is x86-cpu")]
 
@@ -60,6 +62,28 @@ def test_against_itself_a_bigger_one_and_broken_ones(bench: Bench, tmp_path: Pat
     assert list((pi.agent_home / "races").iterdir()) == []
     with device.connect("pi") as there:
         assert [model.state for model in there.status().models] == ["active"]
+
+
+def test_inspect_says_what_ran_where_on_a_device(bench: Bench, tmp_path: Path) -> None:
+    pi = bench.start()
+    model = DATA / "mobilenet_fashion.onnx"
+    found = inspect(model, on="pi", time_kernels=True)
+    assert found.placement is not None
+    assert (found.placement.host, found.placement.provider, found.placement.fell) == ("pi", "CPUExecutionProvider", ())
+    assert "nodes on CPU" in found.placement.nodes
+    assert 1 <= len(found.kernels) <= 10
+    assert all(kernel.provider == "CPUExecutionProvider" for kernel in found.kernels)
+    assert {kernel.operator for kernel in found.kernels} & {"Conv", "FusedConv", "ReorderInput"}
+    assert list((pi.agent_home / "races").iterdir()) == []
+    broken = tmp_path / "strange.onnx"
+    node = helper.make_node("TopK", ["x", "k"], ["y", "z"])  # runs here, with what is asked here
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [None]) for name in "xy")
+    k = numpy_helper.from_array(np.array([3], np.int64), "k")
+    broken.write_bytes(
+        helper.make_model(helper.make_graph([node], "top", [x], [y], [k]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    with racing("pi", X86, [{"x": np.ones(2, np.float32)}]) as racer, pytest.raises(ModelError, match="`pi` cannot run the model"):
+        racer.look({"model.onnx": broken.read_bytes()}, runs=1)
 
 
 def test_a_bare_device_is_set_up_first(bench: Bench) -> None:

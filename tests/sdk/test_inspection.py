@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgesdk import graph, profiles
+from edge_agent import probe
+from edgesdk import costs, graph, inspection, profiles
 from edgesdk.errors import ModelError
 from edgesdk.inspection import Memory, alone, inspect, memory
+from edgesdk.replies import Facts, Looked
 from tests.sdk.small_models import DATA, build, node, numbers
 
 # Runs a model with neither optimizations nor packing, in an arena that grows by what is asked for and no more; its log tells how far.
@@ -129,7 +131,50 @@ def test_kernels_are_timed_when_that_is_asked_for() -> None:
     assert [kernel.ms for kernel in found.kernels] == sorted((kernel.ms for kernel in found.kernels), reverse=True)
     assert sum(kernel.share for kernel in found.kernels) <= 1 + 1e-9
     named = {str(each.name): each.op_type for each in graph.clone(graph.load(DATA / "mobilenet_fashion.onnx")).graph}
-    assert all(named.get(kernel.node, "") == kernel.operator for kernel in found.kernels)
+    assert all(named[node] for kernel in found.kernels if kernel.node for node in (kernel.node, *kernel.fused))
+    assert len({(kernel.node, kernel.fused, kernel.operator) for kernel in found.kernels}) == len(found.kernels)
+    assert found.placement is None
+
+
+def test_a_kernel_names_all_nodes_that_it_computes() -> None:
+    model = build(
+        [
+            node("Conv", ["x", "w"], ["a"], name="conv", pads=[1, 1, 1, 1]),
+            node("Relu", ["a"], ["b"], name="relu"),
+            node("Conv", ["b", "w"], ["c"], name="last"),
+            node("Flatten", ["c"], ["d"], name="flat"),
+            node("MatMul", ["d", "m"], ["e"], name="product"),
+            node("Add", ["e", "bias"], ["y"], name="sum"),
+        ],
+        inputs={"x": (1, 32, 10, 10)},
+        outputs={"y": (1, 8)},
+        weights={"w": numbers(32, 32, 3, 3), "m": numbers(2048, 8), "bias": numbers(8)},
+    )
+    of = costs.computed(graph.clone(model))
+    assert of("b_nchwc") == ("conv", "relu")  # as onnxruntime's blocked layout calls it
+    assert (of("conv"), of("fused conv"), of("product/MatMulAddFusion/"), of("product/MatMulAddFusion_token_3")) == (("conv",), ("conv",), *[("product",)] * 2)
+    assert of("ReorderOutput") == ()
+    ran = {nodes for kernel in costs.kernels(graph.clone(model), [{"x": numbers(1, 32, 10, 10)}], threads=1) if (nodes := of(kernel["kernel"]))}
+    assert {nodes[0] for nodes in ran} >= {"conv", "last", "product"}
+
+
+def test_what_another_provider_left_to_the_cpu_is_named_with_the_parts_between() -> None:
+    nodes = [("a", "Conv", "TensorrtExecutionProvider"), ("b", "Conv", "TensorrtExecutionProvider"), ("c", "Gemm", "CPUExecutionProvider")]
+    looked = Looked.model_validate(
+        {
+            "provider": "TensorrtExecutionProvider",
+            "nodes": "2 of 3 nodes on TensorRT, 1 of 3 nodes on CPU",
+            "placed": [dict(zip(("name", "operator", "provider"), each, strict=True)) for each in nodes],
+            "kernels": [],
+            "runs": 12,
+            "threads": 6,
+            "onnxruntime": "1.32.0",
+        }
+    )
+    facts = Facts.model_validate({**probe.facts(), "board": "Jetson Orin Nano"})
+    found = inspection._placed(looked, facts, "jetson", {"a": 60, "b": 30, "c": 10})
+    assert (found.share, found.fell, found.device) == (pytest.approx(0.9), ("c",), "Jetson Orin Nano")
+    assert [(part.provider[:8], part.nodes, part.first, part.last) for part in found.parts] == [("Tensorrt", 2, "a", "b"), ("CPUExecu", 1, "c", "c")]
 
 
 @pytest.mark.parametrize("name", ["resnet20_fashion", "bilstm_vowels", "mobilenet_fashion"])

@@ -13,7 +13,7 @@ import pytest
 from edge_agent.latency import Histogram
 from edgesdk.errors import ProjectError
 from edgesdk.past import WORDS, compare
-from edgesdk.results import Conditions, Inputs, Latency, Restart, Result, State
+from edgesdk.results import Conditions, Inputs, Latency, Restart, Result, State, read
 
 QUIET = Conditions(governor="performance", mhz=1500, temperature_c=50, throttled=(), load=0.1)
 COUNTED = Histogram()
@@ -172,9 +172,10 @@ def test_the_command_line_fails_a_build_by_a_sure_regression_alone(tmp_path: Pat
         return subprocess.run([sys.executable, "-m", "edgesdk.cli", "compare", *more], cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert asked("base.json", "same.json", "--fail-if-slower").returncode == 0
-    failed = asked("base.json", "worse.json", "--fail-if-slower", "--json")
+    failed = asked("base.json", "worse.json", "--fail-if-slower", "--json", "-o", "judged.json")
     assert failed.returncode == 1
     assert json.loads(failed.stdout)["verdict"] == "slower"
+    assert json.loads(failed.stdout) == read(tmp_path / "judged.json")
     assert asked("base.json", "worse.json", "--fail-if-slower", "--room", "0.3").returncode == 0
     assert "is slower" in asked("base.json", "worse.json").stdout
     mixed = asked("base.json", "model.onnx")

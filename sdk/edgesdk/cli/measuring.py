@@ -27,38 +27,38 @@ def compare(
     limit_s: Annotated[float, typer.Option("--limit-s", min=1, help="no further restart after so many seconds")] = 120,
     despite: Annotated[list[str] | None, typer.Option(help="results may differ in this: device, threads …; repeat it, or part by commas")] = None,
     room: Annotated[float | None, typer.Option(min=0, help="with --fail-if-slower, of results: what the second may be slower by; 0.05 if not given")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="write the result to this .json, for `edgesdk report`")] = None,
     *,
     fail_if_slower: Annotated[bool, typer.Option("--fail-if-slower", help="exit 1 where the second is slower for sure: for CI")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Which of two models is faster, with the interval, or that no difference was seen; measured now, or two results of `bench`."""
-    from edgesdk import comparison, profiles
+    from edgesdk import comparison, past, profiles, results
+    from edgesdk.cli import files
     from edgesdk.errors import ProjectError
 
-    results = [path for path in (before, after) if path.suffix == ".json"]
-    if len(results) == 1:
-        raise ProjectError(f"`{results[0]}` is a result, the other is none", "compare two results, or two models")
-    if results:
-        if profile or calibration or on:
-            raise ProjectError("results were measured already", "leave out --profile, --calibration and --on")
-        _compare_results(before, after, despite or [], room, fail_if_slower=fail_if_slower, as_json=as_json)
-        return
-    if despite or room is not None:
+    given = [path for path in (before, after) if path.suffix == ".json"]
+    if len(given) == 1:
+        raise ProjectError(f"`{given[0]}` is a result, the other is none", "compare two results, or two models")
+    if given and (profile or calibration or on):
+        raise ProjectError("results were measured already", "leave out --profile, --calibration and --on")
+    if not given and (despite or room is not None):
         raise ProjectError("--despite and --room are for results of `bench`", "models that are compared now run under the same conditions")
-    with progress() as tell:
-        found = comparison.compare(before, after, profiles.find(profile) if profile else None, on=on, samples=calibration, limit_s=limit_s, progress=tell)
-    show(found.to_dict(), _compared(found), as_json=as_json)
-    if fail_if_slower and found.verdict == "slower":
-        raise typer.Exit(1)
-
-
-def _compare_results(before: Path, after: Path, despite: list[str], room: float | None, *, fail_if_slower: bool, as_json: bool) -> None:
-    from edgesdk import past, results
-
-    words = [word.strip() for each in despite for word in each.split(",")]
-    found = past.compare(results.load(before), results.load(after), despite=words)
-    show(found.to_dict(), _judged(found), as_json=as_json)
-    if fail_if_slower and found.slower_by(past.ROOM if room is None else room):
+    if output is not None:
+        files.check(output)
+    found: Comparison | Judged
+    if given:
+        words = [word.strip() for each in despite or () for word in each.split(",")]
+        found = past.compare(results.load(before), results.load(after), despite=words)
+        text, slower = _judged(found), found.slower_by(past.ROOM if room is None else room)
+    else:
+        with progress() as tell:
+            found = comparison.compare(before, after, profiles.find(profile) if profile else None, on=on, samples=calibration, limit_s=limit_s, progress=tell)
+        text, slower = _compared(found), found.verdict == "slower"
+    if output is not None:
+        results.write(output, found.to_dict())
+    show(found.to_dict(), text, as_json=as_json)
+    if fail_if_slower and slower:
         raise typer.Exit(1)
 
 

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from edge_agent.placement import listed, title
 from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from edgesdk.constraints import Violation
-    from edgesdk.inspection import Inspection
+    from edgesdk.inspection import Inspection, Kernel, Placed
     from edgesdk.packaging import Packaged
     from edgesdk.profiles import Profile
     from edgesdk.pruning import Outlook
+
+_MOST_PARTS = 12
 
 ModelFile = Annotated[Path, typer.Argument(help="an ONNX file")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="a profile's name, or a .toml file")]
@@ -291,8 +294,9 @@ def inspect(
     calibration: Annotated[str | None, typer.Option(help="real samples, where random ones will not do")] = None,
     save_node: Annotated[str | None, typer.Option("--save-node", metavar="NAME", help="write this node as a model of its own, its inputs beside it")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="with --save-node: the .onnx to write; its inputs become the .npz beside it")] = None,
+    on: Annotated[str | None, typer.Option("--on", metavar="HOST", help="run it on this device, and tell what ran where; how the accelerator is cut")] = None,
     *,
-    profile_ops: Annotated[bool, typer.Option("--profile-ops", help="the ten nodes that take longest on this machine")] = False,
+    profile_ops: Annotated[bool, typer.Option("--profile-ops", help="the ten nodes that take longest, on this machine or --on the device")] = False,
     as_json: AsJson = False,
 ) -> None:
     """What a model is made of, what a run of it needs, and what a profile's hardware would say to it."""
@@ -301,7 +305,8 @@ def inspect(
     if save_node is not None:
         _save_node(model, save_node, calibration, output or Path(re.sub(r"[^A-Za-z0-9._-]+", "_", save_node).strip("_.") + ".onnx"), as_json=as_json)
         return
-    found = inspection.inspect(model, profiles.find(profile) if profile else None, samples=calibration, time_kernels=profile_ops)
+    with progress() as tell:
+        found = inspection.inspect(model, profiles.find(profile) if profile else None, samples=calibration, time_kernels=profile_ops, on=on, progress=tell)
     show(found.to_dict(), _inspected(found), as_json=as_json)
 
 
@@ -346,8 +351,10 @@ def _inspected(found: "Inspection") -> str:
         rows.append(("operator", each.name, f"{each.count}{share}"))
     told = [table(rows, head=("what", "name", ""))]
     if found.kernels:
-        slow = [(kernel.node or "(what onnxruntime added or fused)", kernel.operator, f"{kernel.ms:.3f}", f"{kernel.share:.1%}") for kernel in found.kernels]
-        told += ["", table(slow, head=("node", "operator", "ms here", "share"))]
+        slow = [(_kernel(kernel), kernel.operator, f"{kernel.ms:.3f}", f"{kernel.share:.1%}") for kernel in found.kernels]
+        told += ["", table(slow, head=("node", "operator", f"ms on {found.placement.host if found.placement else 'one thread here'}", "share"))]
+    if found.placement is not None:
+        told += ["", *_where(found.placement)]
     if found.cut is not None:
         work = f", {found.cut.macs_share:.1%} of the multiply-accumulates," if found.cut.macs_share is not None else ""
         parts = f" in {found.cut.parts} parts" if found.cut.parts > 1 else ""
@@ -453,6 +460,24 @@ def _became(candidate: dict[str, Any]) -> str:
 
 def _steps(recipe: Any) -> str:
     return " → ".join(step["pass"] for step in recipe) or "none: the original"
+
+
+def _kernel(kernel: "Kernel") -> str:
+    """Its node and those that are computed with it: nobody knows how their time parts."""
+    if not kernel.node:
+        return "(changes of layout)" if kernel.operator.startswith("Reorder") else "(what onnxruntime made of several)"
+    return kernel.node + (f" with {', '.join(kernel.fused)}" if kernel.fused else "")
+
+
+def _where(placed: "Placed") -> list[str]:
+    share = f", {placed.share:.1%} of the multiply-accumulates elsewhere than on the CPU" if placed.share is not None else ""
+    lines = [f"on {placed.device} ({placed.host}), onnxruntime {placed.onnxruntime}, {placed.threads} threads: {placed.nodes or placed.provider}{share}"]
+    if len({part.provider for part in placed.parts}) > 1:
+        lines += [f"  {title(part.provider)}: {part.nodes} nodes, {part.first} … {part.last}" for part in placed.parts[:_MOST_PARTS]]
+        lines += [f"  and {len(placed.parts) - _MOST_PARTS} more parts"] if len(placed.parts) > _MOST_PARTS else []
+    if placed.fell:
+        lines.append(f"  on the CPU: {listed(placed.fell)}")
+    return lines
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:
