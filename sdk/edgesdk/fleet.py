@@ -33,6 +33,7 @@ from edge_agent.store import write_atomically
 from edgesdk import device
 from edgesdk.device import Deployment, Stage
 from edgesdk.errors import FleetError
+from edgesdk.explaining import first_problem
 from edgesdk.progress import Progress, silent
 
 Attempt = Callable[["Member", Path, Progress], Deployment]
@@ -91,11 +92,7 @@ def load(path: Path) -> tuple[Member, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FleetError(f"{path.name} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            raise FleetError(f"{path.name}: {where}: unknown key", f"a device has {', '.join(Member.model_fields)}") from error
-        raise FleetError(f"{path.name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise FleetError(f"{path.name}: {first_problem(error, _File)}", f"a device has {', '.join(Member.model_fields)}") from error
     if not found:
         raise FleetError(f"{path.name} names no device", 'begin with [[devices]] and host = "pi@10.0.0.7"')
     hosts = [member.host for member in found]

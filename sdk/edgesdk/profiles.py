@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent.bundle import NAME
 from edgesdk.errors import ProfileError
+from edgesdk.explaining import first_problem
 
 Scheme = Literal["float32", "int8", "float16", "dynamic-int8", "weights-int8", "weights-int4"]
 
@@ -152,7 +153,7 @@ def load(path: Path) -> Profile:
     try:
         profile = Profile.model_validate({**merged, "name": path.stem, "family": family})
     except ValidationError as error:
-        raise ProfileError(_explained(path, error)) from error
+        raise ProfileError(f"{path.name}: {first_problem(error, Profile)}") from error
     if not NAME.fullmatch(profile.name):
         raise ProfileError(f"{path.name}: a profile's name is its file's, and `{profile.name}` is no name", "lower-case letters, digits, `.`, `_` and `-`")
     try:
@@ -169,8 +170,7 @@ def limited(budget: Budget, said: dict[str, Any]) -> Budget:
     try:
         return Budget.model_validate({**budget.model_dump(), **said})
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ProfileError(f"budget.{first['loc'][0]}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise ProfileError(f"budget.{first_problem(error, Budget)}") from error
 
 
 def parse(document: dict[str, Any], where: str) -> Profile:
@@ -233,23 +233,3 @@ def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     for key, value in own.items():
         merged[key] = _over(merged[key], value) if isinstance(value, dict) and isinstance(merged.get(key), dict) else value
     return merged
-
-
-def _explained(path: Path, error: ValidationError) -> str:
-    """The first thing wrong, as `pi.toml: quantization.weigths: unknown key (did you mean weights?)`."""
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typing error makes a key missing, too
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] != "extra_forbidden":
-        return f"{path.name}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    close = difflib.get_close_matches(str(first["loc"][-1]), _keys(first["loc"][:-1]), n=1)
-    return f"{path.name}: {where}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
-
-
-def _keys(where: tuple[int | str, ...]) -> list[str]:
-    table: Any = Profile
-    for part in where:
-        if isinstance(part, str):
-            table = table.model_fields[part].annotation
-    if not hasattr(table, "model_fields"):  # tuple[Provider, ...]
-        table = table.__args__[0]
-    return list(table.model_fields)

@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgesdk.errors import ProjectError
+from edgesdk.explaining import first_problem
 
 FILE = "edgesdk.toml"
 
@@ -58,12 +59,7 @@ def load(folder: Path) -> Project:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ProjectError(f"{FILE} is not TOML: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        known = ", ".join(Project.model_fields)
-        if first["type"] == "extra_forbidden":
-            raise ProjectError(f"{FILE}: {where}: unknown key", f"there are {known}") from error
-        raise ProjectError(f"{FILE}: {where}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
+        raise ProjectError(f"{FILE}: {first_problem(error, Project)}", f"there are {', '.join(Project.model_fields)}") from error
 
 
 def find_model(folder: Path, project: Project) -> Path:
