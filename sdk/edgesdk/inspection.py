@@ -144,6 +144,10 @@ class Inspection:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict an operator, as pandas.DataFrame takes them."""
+        return [{"operator": each.name, "count": each.count, "macs": each.macs} for each in self.operators]
+
 
 def inspect(
     path: Path,

@@ -61,6 +61,13 @@ class Judged:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat dict a metric, as pandas.DataFrame takes them."""
+        return [
+            {"metric": name, "before": self.medians[name][0], "after": self.medians[name][1], "speedup": speedup, "low": low, "high": high}
+            for name, (speedup, low, high) in self.speedups.items()
+        ]
+
     def slower_by(self, room: float) -> bool:
         """For sure: the whole interval lies beyond that."""
         return self.high < 1 / (1 + room)

@@ -95,6 +95,7 @@ def test_macs_come_by_operator_and_the_costliest_first() -> None:
     assert found.operators[0].macs == 9_345_280
     assert sum(each.count for each in found.operators) == sum(found.summary.operators.values())
     assert found.assumed == {"image": [1, 1, 28, 28]}
+    assert found.rows()[0] == {"operator": "Conv", "count": found.operators[0].count, "macs": 9_345_280}
     assert found.cut is None
 
 

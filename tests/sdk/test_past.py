@@ -91,6 +91,8 @@ def test_what_is_slower_is_told_with_its_interval() -> None:
     assert found.verdict == "slower"
     assert found.speedup == pytest.approx(1 / 1.2)
     assert found.speedups["throughput"][0] == pytest.approx(1 / 1.2)
+    assert [row["metric"] for row in found.rows()] == ["p50_ms", "p90_ms", "p99_ms", "throughput"]
+    assert all(row["low"] < row["speedup"] < row["high"] for row in found.rows())
     assert found.slower_by(0.05)
     assert not found.slower_by(0.25)
     assert compare(result([ms * 1.2 for ms in STEADY]), result(STEADY)).verdict == "faster"
