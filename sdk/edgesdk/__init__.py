@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
     from edgesdk.pruning import Goal, prune
+    from edgesdk.tuning import Tuned, tune
     from edgesdk.verification import verify
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Packaged",
     "Profile",
     "Request",
+    "Tuned",
     "compare",
     "connect",
     "deploy",
@@ -43,6 +45,7 @@ __all__ = [
     "package",
     "prune",
     "quantize",
+    "tune",
     "verify",
 ]
 
@@ -55,6 +58,7 @@ _HOMES = {
     "Packaged": "packaging",
     "Profile": "profiles",
     "Request": "packaging",
+    "Tuned": "tuning",
     "compare": "comparison",
     "connect": "device",
     "deploy": "device",
@@ -64,6 +68,7 @@ _HOMES = {
     "package": "packaging",
     "prune": "pruning",
     "quantize": "packaging",
+    "tune": "tuning",
     "verify": "verification",
 }
 

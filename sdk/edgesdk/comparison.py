@@ -97,6 +97,8 @@ class Contender:
     title: str
     model: Model
     profile: Profile | None  # a bundle brings its own
+    name: str = ""  # of a bundle
+    release: int | None = None
 
 
 def compare(
@@ -158,7 +160,7 @@ def decided(
         progress("restart", len(raced), most)
         first = drawn.randrange(2)
         each = run(first, 1 - first)
-        raced.append(each if first == 0 else _turned(each))
+        raced.append(each if first == 0 else turned(each))
         late = time.monotonic() > until and len(raced) >= min(LOOKS)
         if len(raced) not in LOOKS and not late:
             continue
@@ -193,7 +195,7 @@ def opened(path: Path) -> Contender:
             Path(folder, layer.file).write_bytes(layout.blob(layer.digest))
         brought = profiles.parse(bundle.parse_json(Path(folder, "profile.json").read_bytes(), "profile.json"), layout.name)
         described = layout.description(manifest)
-        return Contender(f"{described.name} release {described.release}", graph.load(Path(folder, "model.onnx")), brought)
+        return Contender(f"{described.name} release {described.release}", graph.load(Path(folder, "model.onnx")), brought, described.name, described.release)
 
 
 def _profile(contenders: Sequence[Contender], wanted: Profile | None) -> Profile | None:
@@ -227,7 +229,7 @@ def _told(inputs: Sequence[tuple[str, str, object]]) -> str:
     return ", ".join(f"`{name}` {dtype}" for name, dtype, _ in inputs)
 
 
-def _turned(each: Raced) -> Raced:
+def turned(each: Raced) -> Raced:
     return replace(
         each,
         before_ms=each.after_ms,

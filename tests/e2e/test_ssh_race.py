@@ -52,6 +52,9 @@ def test_against_itself_a_bigger_one_and_broken_ones(bench: Bench, tmp_path: Pat
         assert slower.high < 0.7
         faster = racer.race(big, small, limit_s=1)
         assert faster.faster and faster.speedup > 1.5
+        lean = X86.model_copy(update={"runtime": X86.runtime.model_copy(update={"intra_op_threads": 1, "memory_arena": False})})
+        itself = racer.race(big, big, limit_s=0.1, profiles=(X86, lean))  # the same files as two profiles want them
+        assert itself.threads_after == 1 and itself.runs >= 5 and itself.onnxruntime == racer.onnxruntime
         for broken in ({"model.onnx": b"noise"}, {"model.onnx": small["model.onnx"]}):  # no protobuf; without its weights
             with pytest.raises(ModelError, match="`pi` cannot run the second of two models"):
                 racer.race(small, broken, limit_s=1)

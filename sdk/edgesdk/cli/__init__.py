@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from edgesdk.cli import devices, keys, measuring, models, profiles
+from edgesdk.cli import devices, keys, measuring, models, profiles, tuning
 from edgesdk.cli.output import fail, password, say, show
 
 INTERRUPTED = 130
@@ -49,6 +49,7 @@ app = typer.Typer(
 )
 models.register(app)
 measuring.register(app)
+tuning.register(app)
 app.add_typer(profiles.app, name="profile")
 devices.register(app)
 app.add_typer(keys.app, name="key")

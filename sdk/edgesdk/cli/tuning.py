@@ -1,0 +1,76 @@
+"""The verbs about a model on its hardware: tune, evaluate."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgesdk.cli.output import AsJson, progress, say, show, table
+
+if TYPE_CHECKING:
+    from edgesdk.tuning import Tuned
+
+On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="on this device; without, on this machine")]
+Profile = Annotated[str | None, typer.Option("--profile", "-p", help="of an ONNX file: a profile's name, or a .toml file; recognised if not given")]
+
+
+def register(app: typer.Typer) -> None:
+    """The verbs in the order in which one needs them."""
+    for verb in (tune,):
+        app.command()(verb)
+
+
+def tune(
+    model: Annotated[Path, typer.Argument(help="an ONNX file or a bundle")],
+    on: On = None,
+    profile: Profile = None,
+    calibration: Annotated[str | None, typer.Option(help="what to ask it: real samples instead of random ones")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="of a bundle, where its new release goes; of an ONNX file, a profile: tuned.toml")
+    ] = None,
+    limit_s: Annotated[float, typer.Option("--limit-s", min=1, help="so many seconds, of which a third is to confirm what looked best")] = 300,
+    *,
+    afresh: Annotated[bool, typer.Option("--afresh", help="measure again what was measured earlier")] = False,
+    unsigned: Annotated[bool, typer.Option("--unsigned", help="do not sign the new release, although `edgesdk key use` has chosen a key")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the threads, spinning, arena, execution, graph level and provider options with which a model is fastest there. A cut run goes on."""
+    from edgesdk import profiles, signing, tuning
+
+    signer = None if unsigned or output is None or model.suffix == ".onnx" else signing.in_use()
+    with progress() as advance:
+        found = tuning.tune(
+            model,
+            profiles.find(profile) if profile else None,
+            on=on,
+            samples=calibration,
+            limit_s=limit_s,
+            output=output,
+            signer=signer,
+            afresh=afresh,
+            progress=advance,
+        )
+    show(found.to_dict(), _tuned(found), as_json=as_json)
+    if found.settings and output is None:
+        say("nothing is written: `-o` names where the choice goes; what was measured is remembered")
+
+
+def _tuned(found: "Tuned") -> str:
+    from edgesdk import knobs
+
+    rows = [
+        (knobs.in_words(one.settings), f"{one.speedup:.3f}" if one.speedup else "–", f"{one.ms:.3f}" if one.ms else "–", one.restarts, one.note)
+        for one in found.tried
+    ]
+    where = f"{found.device}{f' ({found.host})' if found.host else ''}, {found.provider}, {found.threads} threads, onnxruntime {found.onnxruntime}"
+    lines = [table(rows, head=("settings", "speed-up", "ms", "restarts", "")), "", f"on {where}"]
+    lines.append(f"asked {found.inputs['source']}; {found.measured} restarts measured, {found.remembered} remembered, {found.seconds:.0f} s")
+    interval = f"{found.speedup:.3f} times as fast ({found.low:.3f} … {found.high:.3f}, 99 %, {found.restarts} restarts)"
+    if found.settings:
+        lines.append(f"{found.name}: {knobs.in_words(found.settings)}: {interval}, {found.before_ms:.3f} → {found.after_ms:.3f} ms")
+    elif found.candidate:
+        lines.append(f"{found.name}: `{found.profile}` stays as it is: {knobs.in_words(found.candidate)} is not faster for sure: {interval}")
+    else:
+        lines.append(f"{found.name}: `{found.profile}` stays as it is: nothing looked faster")
+    lines += [f"note: {note}" for note in found.notes]
+    return "\n".join([*lines, *([f"written: {found.written}"] if found.written else [])])
