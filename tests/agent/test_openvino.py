@@ -12,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from toys import CPU_PROFILE, Agent, linear, make
 
 from edge_agent import connect
+from edge_agent.look import look
 from edge_agent.worker import SessionError, open_session
 
 OPENVINO, CPU = "OpenVINOExecutionProvider", "CPUExecutionProvider"
@@ -92,6 +93,17 @@ def test_a_model_of_which_too_much_falls_to_the_cpu_is_refused_by_name(agent: Ag
     lenient = make(tmp_path / "c", half_in_doubles(), feeds=feeds, profile=profile(least_placed=0.5), macs=macs, tolerance=0.05)
     assert agent.activate(lenient)["state"] == "done"
     assert agent.model("toy")["nodes"] == "2 of 3 nodes on CPU, 1 of 3 nodes on OpenVINO"
+
+
+def test_a_look_tells_which_nodes_it_took_and_what_the_others_take(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(half_in_doubles())
+    with (tmp_path / "feeds.npz").open("wb") as file:
+        np.savez(file, **{"0.0": ONES})
+    told = look(tmp_path, model="model", feeds="feeds.npz", inputs=["x"], profile=profile(), runs=3)
+    assert {node["name"]: node["provider"] for node in told["placed"]} == {"first": OPENVINO, "cast": CPU, "second": CPU}
+    assert {kernel["provider"] for kernel in told["kernels"]} == {OPENVINO, CPU}
+    assert {kernel["operator"] for kernel in told["kernels"] if kernel["provider"] == CPU} >= {"Cast", "MatMul"}
 
 
 def test_a_provider_that_is_not_there_follows_the_profile(agent: Agent, tmp_path: Path) -> None:
