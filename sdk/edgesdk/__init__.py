@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from edgesdk.profiles import Profile
     from edgesdk.profiles import find as find_profile
     from edgesdk.pruning import Goal, prune
+    from edgesdk.reporting import report
     from edgesdk.tuning import Tuned, tune
     from edgesdk.verification import verify
 
@@ -45,6 +46,7 @@ __all__ = [
     "package",
     "prune",
     "quantize",
+    "report",
     "tune",
     "verify",
 ]
@@ -68,6 +70,7 @@ _HOMES = {
     "package": "packaging",
     "prune": "pruning",
     "quantize": "packaging",
+    "report": "reporting",
     "tune": "tuning",
     "verify": "verification",
 }

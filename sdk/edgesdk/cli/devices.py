@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from edgesdk.cli import reports
 from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, rollout_progress, say, show, table
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (setup, deploy, activate, status, infer, bench, report, rollback, logs, remove, teardown):
+    for verb in (setup, deploy, activate, status, infer, bench, reports.report, rollback, logs, remove, teardown):
         app.command()(verb)
 
 
@@ -265,18 +266,6 @@ def bench(
     rows = [("as a program sees it", *_percentiles(found.client_ms)), ("the model alone", *_percentiles(found.run_ms))]
     lines = [table(rows, head=("ms", *PERCENTILES)), f"{found.runs} runs after {found.warmup} of warm-up on {host}"]
     show(found.to_dict(), "\n".join(lines), as_json=as_json)
-
-
-def report(host: Host = "local", name: Annotated[str | None, typer.Argument(help="only this model")] = None, *, as_json: AsJson = False) -> None:
-    """The latency that programs on a device have seen so far."""
-    from edgesdk import device
-
-    with device.connect(host) as opened:
-        found = opened.report(name)
-    rows = [(m.name, m.release, m.provider or "–", m.count, m.errors, *_percentiles(m.latency_ms)) for m in found.models]
-    text = table(rows, head=("model", "release", "provider", "requests", "errors", *(f"{p} ms" for p in PERCENTILES)))
-    odd = [f"{m.name}: {m.not_finite} answers hold NaN or infinity" for m in found.models if m.not_finite]
-    show(found.to_dict(), "\n".join([text, *odd, *_condition(found.device)]) if rows else "no model is active", as_json=as_json)
 
 
 def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:

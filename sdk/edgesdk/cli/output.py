@@ -13,6 +13,7 @@ import typer
 
 from edgesdk.errors import EdgeSDKError
 from edgesdk.progress import Progress, silent
+from edgesdk.units import bytes_text as bytes_text
 
 ENDS = ("active", "unchanged", "staged", "probation", "rolled-back", "failed", "unknown", "skipped")  # what a deployment can come to
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
@@ -154,15 +155,6 @@ def rollout_progress(devices: int) -> Iterator[Callable[[str, str, int, int], No
 def _is_end(stage: str, done: int, total: int) -> bool:
     """`probation` is a stage, too, and then one of several."""
     return stage in ENDS and done == total == 1
-
-
-def bytes_text(count: float) -> str:
-    """`10.4 MB`."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _is_number(text: str) -> bool:
