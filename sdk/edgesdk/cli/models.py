@@ -307,7 +307,7 @@ def inspect(
         return
     with progress() as tell:
         found = inspection.inspect(model, profiles.find(profile) if profile else None, samples=calibration, time_kernels=profile_ops, on=on, progress=tell)
-    show(found.to_dict(), _inspected(found), as_json=as_json)
+    show({"model": str(model), **found.to_dict()}, _inspected(found), as_json=as_json)
 
 
 def _by_rule(violations: "Sequence[Violation]") -> list[str]:

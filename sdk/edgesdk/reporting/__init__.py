@@ -104,11 +104,15 @@ def made_of(found: Found, sources: Sequence[str]) -> Report:
 
 def _title(found: Found) -> str:
     """The model's name where it is about one, and on what."""
-    told = {each.name for each in found.bundles} | {each.name for each in found.results}
+    told = (
+        {each.title for each in found.inspected}
+        if not (found.bundles or found.results or found.asked)
+        else {each.name for each in found.bundles} | {each.name for each in found.results}
+    )
     told |= {model.name for asked in found.asked if asked.report for model in asked.report.models}
     names, hosts = sorted(told), [asked.host for asked in found.asked]
     where = f" on {hosts[0]}" if len(hosts) == 1 else f" on {len(hosts)} devices" if hosts else ""
-    return (names[0] if len(names) == 1 else f"{len(names)} models" if names else "models") + where
+    return (", ".join(names) if 0 < len(names) < 4 else f"{len(names)} models") + where
 
 
 __all__ = ["Chart", "Column", "Lack", "Report", "Section", "report"]

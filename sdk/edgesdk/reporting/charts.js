@@ -52,12 +52,12 @@
   }
 
   // Rows with their names above what is drawn where there is no room beside it.
-  function named(width, names) {
-    const beside = !narrow(width), longest = Math.max(...names.map((name) => name.length));
-    const marginLeft = beside ? Math.min(260, 16 + 7 * Math.min(longest, 34)) : 8;
-    return {beside, marginLeft, height: (count, thick) => 46 + count * (beside ? thick : thick + 14),
-      marks: (rows) => beside ? [Plot.axisY({label: null, tickSize: 0, tickFormat: (name) => cut(name, 34)})]
-        : [Plot.text(rows, {y: "name", frameAnchor: "left", text: (row) => cut(row.name, Math.floor(width / 7.2)), dy: -13, textAnchor: "start"})]};
+  function named(width, names, above = -11) {
+    const beside = !narrow(width), longest = Math.max(...names.map((name) => name.length)), most = width > 900 ? 48 : 34;
+    const marginLeft = beside ? 16 + 6.4 * Math.min(longest, most) : 8;
+    return {beside, marginLeft, height: (count, thick) => 46 + count * (beside ? thick : thick + 16),
+      marks: (rows) => beside ? [Plot.axisY({label: null, tickSize: 0, tickFormat: (name) => cut(name, most)})]
+        : [Plot.text(rows, {y: "name", frameAnchor: "left", text: (row) => cut(row.name, Math.floor(width / 7.2)), dy: above, textAnchor: "start"})]};
   }
 
   const draw = {
@@ -68,7 +68,7 @@
       const most = Math.max(...lines.map((point) => point.share));
       return [legend(series.map((each, place) => ({name: `${each.name}: p50 ${ms(each.p50)}, p99 ${ms(each.p99)}`, kind: "line", place}))), plot(width, {
         height: narrow(width) ? 240 : 280,
-        x: scale(shown, width, "latency, ms"), y: {label: "share of the answers, %", percent: true, grid: true, nice: true, zero: true, domain: [0, most * 1.08]},
+        x: scale(shown, width, "latency, ms"), y: {label: "share of the answers, %", percent: true, grid: true, nice: true, zero: true, domain: [0, 108 * most]},
         marks: [
           ...series.map((each, place) => Plot.areaY(each.points, {x: "ms", y: "share", curve: "step", fill: COLOURS[place % 6], fillOpacity: 0.13})),
           ...series.map((each, place) => Plot.lineY(each.points, {x: "ms", y: "share", curve: "step", stroke: COLOURS[place % 6], strokeWidth: 2, strokeDasharray: DASHES[place % 6]})),
@@ -80,7 +80,7 @@
     },
 
     phases({parts, phases}, width) {
-      const names = [...new Set(parts.map((part) => part.name))], rows = names.map((name) => ({name})), side = named(width, names);
+      const names = [...new Set(parts.map((part) => part.name))], rows = names.map((name) => ({name})), side = named(width, names, -20);
       const used = phases.filter((phase) => parts.some((part) => part.phase === phase));
       return [legend(used.map((name) => ({name, kind: "bar", place: phases.indexOf(name)}))), plot(width, {
         height: side.height(names.length, 34), marginLeft: side.marginLeft, x: {label: "ms, medians", ticks: ticks(width), nice: true, grid: true}, y: {type: "band", domain: names, label: null, axis: null, padding: side.beside ? 0.3 : 0.5},
@@ -93,17 +93,17 @@
 
     ranges({rows, median}, width) {
       const names = rows.map((row) => row.name), side = named(width, names);
-      const shape = (row) => row.outlier ? "triangle" : "circle", colour = (row) => row.outlier ? "var(--c1)" : "var(--c0)";
+      const colour = (row) => row.outlier ? "var(--c1)" : "var(--c0)";
       return [legend([{name: "p50", kind: "circle", place: 0}, ...rows.some((row) => row.outlier) ? [{name: "p50, far above the others", kind: "triangle", place: 1}] : []]), plot(width, {
-        height: side.height(rows.length, 24), marginLeft: side.marginLeft,
-        x: {...scale(rows.flatMap((row) => [row.p50, row.p99]), width, "latency, ms: from p50 by p90 to p99"), grid: true}, y: {type: "point", domain: names, label: null, axis: null, padding: 0.7},
+        height: side.height(rows.length, 24) + 8, marginTop: 28, marginLeft: side.marginLeft,
+        x: {...scale(rows.flatMap((row) => [row.p50, row.p99]), width, "latency, ms: from p50 by p90 to p99"), grid: true}, y: {type: "band", domain: names, label: null, axis: null, padding: side.beside ? 0.45 : 0.7},
         marks: [...side.marks(rows),
-          Plot.ruleX([median], {stroke: "currentColor", strokeDasharray: "4 4"}),
-          Plot.text([median], {x: (value) => value, frameAnchor: "top", text: () => "median device", dy: -12, fill: "var(--soft)"}),
+          ...rows.length < 3 ? [] : [Plot.ruleX([median], {stroke: "currentColor", strokeDasharray: "4 4"}),
+            Plot.text([median], {x: (value) => value, frameAnchor: "top", text: () => "median device", textAnchor: "start", dx: -4, dy: -12, fill: "var(--soft)"})],
           Plot.ruleY(rows, {y: "name", x1: "p50", x2: "p99", stroke: colour, strokeWidth: 2}),
-          Plot.tickX(rows, {y: "name", x: "p90", stroke: colour, strokeWidth: 2, insetTop: -4, insetBottom: -4}),
-          Plot.tickX(rows, {y: "name", x: "p99", stroke: colour, strokeWidth: 2, insetTop: -4, insetBottom: -4}),
-          Plot.dot(rows, {y: "name", x: "p50", fill: colour, symbol: shape, r: 5}),
+          Plot.tickX(rows, {y: "name", x: "p90", stroke: colour, strokeWidth: 2}),
+          Plot.tickX(rows, {y: "name", x: "p99", stroke: colour, strokeWidth: 2}),
+          ...[false, true].map((odd) => Plot.dot(rows.filter((row) => row.outlier === odd), {y: "name", x: "p50", fill: odd ? "var(--c1)" : "var(--c0)", symbol: odd ? "triangle" : "circle", r: odd ? 6 : 5})),
           Plot.tip(rows, Plot.pointer({y: "name", x: "p50", title: (row) => `${row.name} ${row.release}\np50 ${ms(row.p50)}\np90 ${ms(row.p90)}\np99 ${ms(row.p99)}`}))],
       })];
     },
@@ -112,12 +112,13 @@
       const points = series.flatMap((each, place) => each.points.map((point) => ({...point, at: new Date(point.t), name: each.name, place})))
         .filter((point) => !Number.isNaN(+point.at));
       return [legend(series.map((each, place) => ({name: each.name, kind: SYMBOLS[place % 6], place}))), plot(width, {
-        height: 260, marginTop: 26, x: {type: "utc", label: "time (UTC)", ticks: narrow(width) ? 3 : 7}, y: {...scale(points.flatMap((point) => [point.p50, point.p99]), width, "latency, ms"), ticks: 5, grid: true},
+        height: 260, marginTop: 26, insetTop: 16, x: {type: "utc", label: "time (UTC)", ticks: narrow(width) ? 3 : 7}, y: {...scale(points.flatMap((point) => [point.p50, point.p99]), width, "latency, ms"), ticks: 5, grid: true},
         marks: [
           Plot.lineY(points, {x: "at", y: "p50", z: "name", stroke: (point) => COLOURS[point.place % 6], strokeWidth: 1.5}),
           Plot.ruleX(points, {x: "at", y1: "p50", y2: "p99", stroke: (point) => COLOURS[point.place % 6]}),
-          Plot.tickY(points, {x: "at", y: "p99", stroke: (point) => COLOURS[point.place % 6]}),
-          Plot.dot(points, {x: "at", y: "p50", r: 5, symbol: (point) => SYMBOLS[point.place % 6], fill: (point) => COLOURS[point.place % 6], stroke: (point) => COLOURS[point.place % 6]}),
+          Plot.dot(points, {x: "at", y: "p99", r: 3, fill: "var(--card)", stroke: (point) => COLOURS[point.place % 6]}),
+          ...series.map((_, place) => Plot.dot(points.filter((point) => point.place === place), {x: "at", y: "p50", r: 5, symbol: SYMBOLS[place % 6], fill: COLOURS[place % 6], stroke: COLOURS[place % 6]})),
+          ...points.length <= 12 ? [Plot.text(points, {x: "at", y: "p99", text: (point) => cut(point.release, 8), dy: -10, fill: "var(--soft)"})] : [],
           Plot.tip(points, Plot.pointer({x: "at", y: "p50", title: (point) => `${point.name} ${point.release}\n${point.t}\np50 ${ms(point.p50)}, p99 ${ms(point.p99)}`}))],
       })];
     },
@@ -147,17 +148,17 @@
       const value = (point) => point.change ?? point.accuracy;
       const kinds = ["shipped", "taken", "original", "within the budget", "refused", "not scored"];
       const look = {shipped: ["star", 2], taken: ["diamond", 2], original: ["square", 5], "within the budget": ["circle", 0], refused: ["times", 1], "not scored": ["circle", 4]};
-      const colour = (point) => COLOURS[look[point.became][1]], symbol = (point) => look[point.became][0];
       const times = points.map((point) => point.ms), low = Math.min(...times), high = Math.max(...times), changes = points.map(value);
       const bottom = Math.min(...changes), top = Math.max(...changes), room = (top - bottom || Math.abs(top) || 0.01) * 0.12;
-      const told = points.filter((point) => ["shipped", "original"].includes(point.became));
+      const told = points.filter((point) => point.became === "shipped" || (point.became === "original" && "change" in point));
       const side = (point) => (point.ms - low) / (high - low || 1) > 0.6 ? "end" : "start";
       const steps = frontier.length > 1 ? [Plot.lineY(frontier, {x: "ms", y: value, curve: "step-after", stroke: "currentColor", strokeWidth: 1.5, strokeDasharray: "5 4"})] : [];
       return [legend([...kinds.filter((kind) => points.some((point) => point.became === kind)).map((kind) => ({name: kind, kind: look[kind][0], place: look[kind][1]}))]), plot(width, {
         height: narrow(width) ? 300 : 360, marginTop: 26, marginLeft: 66, x: {...scale([low * 0.95, high * 1.05], width, "latency, ms"), domain: [low * 0.95, high * 1.05], grid: true},
         y: {label, grid: true, domain: [bottom - room, top + room], ticks: 6, labelAnchor: "top"},
         marks: [...points.some((point) => "change" in point) ? [Plot.ruleY([0], {stroke: "currentColor", strokeOpacity: 0.6})] : [], ...steps,
-          Plot.dot(points, {x: "ms", y: value, symbol, r: (point) => point.became === "shipped" ? 8 : 5.5, stroke: colour, fill: (point) => point.became === "refused" ? "none" : colour, fillOpacity: 0.75, strokeWidth: 2}),
+          ...kinds.toReversed().map((kind) => Plot.dot(points.filter((point) => point.became === kind), {x: "ms", y: value, symbol: look[kind][0], r: kind === "shipped" ? 8 : 5.5, stroke: COLOURS[look[kind][1]],
+            fill: kind === "refused" ? "none" : COLOURS[look[kind][1]], fillOpacity: 0.75, strokeWidth: 2})),
           ...["start", "end"].map((anchor) => Plot.text(told.filter((point) => side(point) === anchor), {x: "ms", y: value, text: (point) => cut(point.label, narrow(width) ? 22 : 40), textAnchor: anchor,
             dx: anchor === "start" ? 12 : -12, dy: -10, fontWeight: 600, stroke: "var(--card)", fill: "currentColor", strokeWidth: 4})),
           Plot.tip(points, Plot.pointer({x: "ms", y: value, title: (point) => `${point.label}\n${point.became}\n${ms(point.ms)}, ${"change" in point ? `accuracy ${point.change >= 0 ? "+" : ""}${point.change.toFixed(4)}` : point.accuracy.toFixed(4)}${point.note ? `\n${cut(point.note, 60)}` : ""}`}))],
@@ -173,7 +174,7 @@
         x: {type: "log", label: "times as fast", domain: [low, high], ticks: narrow(width) ? 3 : 6, tickFormat: (value) => String(Number(value.toPrecision(3))), grid: true}, y: {type: "point", domain: names, label: null, axis: null, padding: 0.7},
         marks: [...side.marks(rows), Plot.ruleX([1], {stroke: "currentColor", strokeWidth: 1.5}),
           Plot.ruleY(rows, {y: "name", x1: "low", x2: "high", stroke: (row) => look(row)[1], strokeWidth: 3}),
-          Plot.dot(rows, {y: "name", x: "speedup", r: 6, symbol: (row) => look(row)[0], fill: (row) => look(row)[1], stroke: "var(--card)"}),
+          ...verdicts.map(({name, kind}) => Plot.dot(rows.filter((row) => row.verdict === name), {y: "name", x: "speedup", r: 6, symbol: kind, fill: look({verdict: name})[1], stroke: "var(--card)"})),
           Plot.tip(rows, Plot.pointer({y: "name", x: "speedup", title: (row) => `${row.name}\n${row.verdict}\n${row.speedup.toFixed(3)} (${row.low.toFixed(3)} … ${row.high.toFixed(3)})`}))]})];
     },
 
@@ -181,7 +182,7 @@
       const keyed = bars.map((bar, place) => ({...bar, key: `${place}`, name: bar.name})), wide = !narrow(width);
       const label = (bar) => `${bar.name} (${bar.kind})`, marginLeft = wide ? 270 : 8;
       const told = (bar) => `${share(bar.share)}`, value = (bar) => form === "ms" ? ms(bar.value) : `${number(bar.value)} ${unit}`;
-      return [plot(width, {height: 46 + bars.length * (wide ? 27 : 44), marginLeft, marginRight: 64, x: {label: unit, ticks: ticks(width), nice: true, grid: true, tickFormat: "~s"},
+      return [plot(width, {height: 46 + bars.length * (wide ? 27 : 44), marginLeft, marginRight: 64, x: {label: unit, ticks: ticks(width), nice: true, grid: true, ...form === "ms" ? {} : {tickFormat: "~s"}},
         y: {type: "band", domain: keyed.map((bar) => bar.key), axis: null, padding: wide ? 0.28 : 0.55},
         marks: [wide ? Plot.text(keyed, {y: "key", x: () => 0, text: (bar) => cut(label(bar), 38), textAnchor: "end", dx: -8})
           : Plot.text(keyed, {y: "key", x: () => 0, text: (bar) => cut(label(bar), Math.floor(width / 7.2)), textAnchor: "start", dy: -17}),
@@ -196,13 +197,13 @@
         y: {label: null, grid: true, zero: true, domain: [0, peak * 1.08 || 1], ticks: 5, tickFormat: bytes},
         marks: [Plot.areaY(points, {x: "place", y: "size", curve: "step", fill: "var(--c0)", fillOpacity: 0.2}), Plot.lineY(points, {x: "place", y: "size", curve: "step", stroke: "var(--c0)", strokeWidth: 2}),
           Plot.ruleY([0], {stroke: "currentColor"}), Plot.dot([top], {x: "place", y: "size", r: 6, fill: "var(--c1)", symbol: "diamond"}),
-          Plot.text([top], {x: "place", y: "size", text: () => `${bytes(peak)} at ${cut(node, 30)}`, textAnchor: left ? "start" : "end", dx: left ? 8 : -8, dy: -12, fontWeight: 600, stroke: "var(--card)", fill: "currentColor", strokeWidth: 4}),
+          Plot.text([top], {x: "place", y: "size", text: () => `${bytes(peak)} at ${cut(node, narrow(width) ? 16 : 40)}`, textAnchor: left ? "start" : "end", dx: left ? 8 : -8, dy: -12, fontWeight: 600, stroke: "var(--card)", fill: "currentColor", strokeWidth: 4}),
           Plot.tip(points, Plot.pointerX({x: "place", y: "size", title: (point) => `node ${point.place + 1} of ${nodes}\n${bytes(point.size)}`}))]})];
     },
 
     placement({parts}, width) {
       const places = [...new Set(parts.map((part) => part.place))].sort((one, other) => (one === "CPU") - (other === "CPU"));
-      const names = [...new Set(parts.map((part) => part.name))], rows = names.map((name) => ({name})), side = named(width, names);
+      const names = [...new Set(parts.map((part) => part.name))], rows = names.map((name) => ({name})), side = named(width, names, -20);
       const totals = d3.rollup(parts, (each) => d3.sum(each, (part) => part.nodes), (part) => part.name);
       const shares = parts.map((part) => ({...part, share: part.nodes / totals.get(part.name)}));
       return [legend(places.map((name, place) => ({name, kind: "bar", place}))), plot(width, {height: side.height(names.length, 34), marginLeft: side.marginLeft,
@@ -216,7 +217,12 @@
     const {kind, data} = charts[Number(holder.dataset.chart)], width = Math.floor(holder.clientWidth);
     if (width < 50 || holder.dataset.width === String(width)) return;
     holder.dataset.width = width;
-    holder.replaceChildren(...draw[kind](data, width));
+    try {
+      holder.replaceChildren(...draw[kind](data, width));
+    } catch (error) {
+      holder.textContent = "This chart could not be drawn. Its figures stand in the table.";
+      console.error(kind, error);
+    }
   }
 
   const holders = [...document.querySelectorAll("[data-chart]")];

@@ -235,7 +235,7 @@ def read(path: Path) -> tuple[Document, ...]:
     if "verdict" in document:
         return (_parsed(Compared, document, path),)
     if "summary" in document:
-        return (_parsed(Inspected, {**document, "title": path.stem}, path),)
+        return (_parsed(Inspected, {**document, "title": Path(str(document.get("model") or path)).stem}, path),)
     if "bundle" in document or "candidates" in document:
         return (_parsed(Bundled, {**document, "signed": bool(document.get("signer"))}, path),)
     raise ResultError(f"`{path}` holds nothing that a report shows", HINT)

@@ -14,6 +14,7 @@ from edgesdk.results import Result
 MOST_LINES = 6  # of a chart, as many as there are colours and shapes to tell apart
 MOST_DEVICES = 40  # of a chart
 BINS = 48
+MOST_DRAWN = 0.97  # of a distribution
 PHASES = ("queue", "input", "run", "output")
 FAR = 1.25  # times the median device: slower than that, and clear of what the others spread, is an outlier
 FEWEST = 4  # devices among which one can be an outlier
@@ -87,7 +88,7 @@ def latency(found: Found) -> Section | None:
 
 def devices(found: Found) -> Section | None:
     """What runs on several devices, the slowest device first."""
-    told, rows, charts, said = [each for each in timings(found) if each.active and each.count], list[Row](), list[Chart](), list[str]()
+    told, rows, charts, said = _newest(timings(found)), list[Row](), list[Chart](), list[str]()
     for model, seen_by in dict.fromkeys((each.model, each.seen_by) for each in told):
         alike = sorted((each for each in told if (each.model, each.seen_by) == (model, seen_by)), key=lambda each: -each.p50)
         if len({each.where for each in alike}) < 2:
@@ -256,7 +257,7 @@ def _charts(model: str, told: Sequence[Timing]) -> Iterator[Chart]:
     drawn = sorted((each for each in told if each.histogram is not None), key=lambda each: -each.p50)
     left_out = f" Of {len(drawn)}, the {MOST_LINES} slowest are drawn." if len(drawn) > MOST_LINES else ""
     drawn = drawn[:MOST_LINES]
-    names = unique([each.title for each in drawn])
+    names = _told_apart(drawn)
     if drawn:
         edges = _edges([each.histogram for each in drawn if each.histogram])
         densities = [_density(each.histogram, edges) for each in drawn if each.histogram]
@@ -271,7 +272,7 @@ def _charts(model: str, told: Sequence[Timing]) -> Iterator[Chart]:
         ]
         yield Chart(
             kind="distribution",
-            title=f"{model}: how long answers took",
+            title=f"{model}: how long answers took, {MOST_DRAWN:.0%} of them".replace("%", " %"),
             about="; ".join(f"{name}: p50 {each.p50:.3f} ms, p99 {each.percentiles['p99'] or 0:.3f} ms" for name, each in zip(names, drawn, strict=True))
             + "."
             + left_out,
@@ -285,10 +286,30 @@ def _charts(model: str, told: Sequence[Timing]) -> Iterator[Chart]:
         yield Chart(kind="phases", title=f"{model}: where the time goes, medians", about=about + ".", data={"parts": parts, "phases": list(PHASES)})
 
 
+def _told_apart(told: Sequence[Timing]) -> list[str]:
+    """Names for lines of one model: what differs among them."""
+    parts = [[f"release {each.release}", each.where, each.seen_by, each.since[:16].replace("T", " ")] for each in told]
+    differ = [len({part[place] for part in parts}) > 1 for place in range(4)]
+    by_time = differ[3] and len({tuple(part[:3]) for part in parts}) < len(parts)  # else the others do
+    differ = [*differ[:3], by_time] if any((*differ[:3], by_time)) else [True, True, False, False]
+    return unique([", ".join(part for part, differs in zip(each, differ, strict=True) if differs) for each in parts])
+
+
+def _newest(told: Sequence[Timing]) -> list[Timing]:
+    """Of each model on each device what was seen last, in whatever way."""
+    newest: dict[tuple[str, str, str], Timing] = {}
+    for each in told:
+        key = (each.model, each.where, each.seen_by)
+        if each.count and each.active and (key not in newest or each.since > newest[key].since):
+            newest[key] = each
+    return list(newest.values())
+
+
 def _edges(histograms: Sequence[Histogram]) -> list[float]:
-    """Of bins in milliseconds, evenly on a logarithmic scale, from what nearly all answers took at least to what nearly all took at most."""
+    """Of bins in milliseconds, evenly on a logarithmic scale, from what nearly all answers took at least to what most took at most: of a long
+    tail one would see nothing but that it is long."""
     low = max(min(each.quantile(0.001) for each in histograms), 1.0)
-    high = max(max(each.quantile(0.999) for each in histograms), low * 1.05)
+    high = max(max(each.quantile(MOST_DRAWN) for each in histograms), low * 1.05)
     return [low / 1e6 * (high / low) ** (step / BINS) for step in range(BINS + 1)]
 
 

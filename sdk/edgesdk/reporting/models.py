@@ -10,6 +10,7 @@ from edgesdk.reporting.gathering import Found
 from edgesdk.reporting.section import Chart, Column, Row, Section, short, unique
 
 MOST_BARS = 12
+MOST_PLACED = 40
 MOST_COMPARISONS = 40
 _PLACED = re.compile(r"(\d+) of (\d+) nodes on ([^,]+)")
 _ALL = re.compile(r"all nodes on ([^,]+)")
@@ -158,7 +159,7 @@ def placement(found: Found) -> Section | None:
         {
             "model": each.title,
             "device": f"profile {each.profile}",
-            "nodes": f"{each.cut.nodes} of {each.cut.of} nodes on the accelerator, {each.cut.of - each.cut.nodes} of {each.cut.of} nodes on the CPU"
+            "nodes": f"{each.cut.nodes} of {each.cut.of} nodes on the accelerator, {each.cut.of - each.cut.nodes} of {each.cut.of} nodes on CPU"
             if each.cut.nodes < each.cut.of
             else f"{each.cut.of} of {each.cut.of} nodes on the accelerator",
             "share": each.cut.macs_share,
@@ -171,8 +172,10 @@ def placement(found: Found) -> Section | None:
     if not rows:
         return None
     names = unique([f"{row['model']} on {row['device']}" for row in rows])
-    parts = [{"name": name, "place": place, "nodes": count} for name, row in zip(names, rows, strict=True) for place, count in _placed(row["nodes"])]
-    about = "; ".join(f"{name}: {row['nodes'] or row.get('provider') or 'not told'}" for name, row in zip(names, rows, strict=True))
+    parts = [
+        {"name": name, "place": place, "nodes": count} for name, row in zip(names[:MOST_PLACED], rows, strict=False) for place, count in _placed(row["nodes"])
+    ]
+    about = "; ".join(f"{name}: {row['nodes'] or row.get('provider') or 'not told'}" for name, row in zip(names[:MOST_PLACED], rows, strict=False))
     columns = [Column("model", "model"), Column("device", "device"), Column("provider", "provider"), Column("nodes", "nodes")]
     if found.inspected:
         columns += [Column("share", "multiply-accumulates", "share"), Column("parts", "parts", "count"), Column("fell", "not taken")]
@@ -286,7 +289,7 @@ def _points(bundle: Bundled) -> Iterator[Point]:
             "speedup": speed.speedup if speed else None,
             "low": speed.low if speed else None,
             "high": speed.high if speed else None,
-            "change": -tried.selection_drop if tried.selection_drop is not None else None,
+            "change": 0.0 - tried.selection_drop if tried.selection_drop is not None else None,
             "note": tried.note if tried.note != "taken" else "",
         }
     accuracy, latency = bundle.accuracy, bundle.latency_ms
@@ -294,7 +297,7 @@ def _points(bundle: Bundled) -> Iterator[Point]:
         low, high = latency.interval or (None, None)
         yield {"label": "the original", "became": "original", "ms": latency.before, "speedup": None, "low": None, "high": None, "change": 0.0, "note": ""}
         shipped = {"label": "as shipped", "became": "shipped", "ms": latency.after, "speedup": latency.speedup, "low": low, "high": high}
-        yield {**shipped, "change": -accuracy.drop, "note": "on the judging samples"}
+        yield {**shipped, "change": 0.0 - accuracy.drop, "note": "on the judging samples"}
 
 
 def _became(tried: Tried) -> str:

@@ -46,7 +46,7 @@ def html(report: "Report") -> str:
     )
     charts = [chart for section in report.sections for chart in section.charts]
     numbers = {id(chart): number for number, chart in enumerate(charts)}
-    data = json.dumps([{"kind": chart.kind, "data": chart.data} for chart in charts], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    data = json.dumps([{"kind": chart.kind, "data": _brief(chart.data)} for chart in charts], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return "\n".join(
         (
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -135,6 +135,15 @@ def _lacks(report: "Report") -> Iterator[str]:
         yield '<section id="lacks" aria-labelledby="lacks-title">\n<h2 id="lacks-title">Not in this report</h2>'
         yield "<p>What it has no data of, and the command that gives some:</p>"
         yield f"<ul>{items}</ul>\n</section>"
+
+
+def _brief(value: Any) -> Any:
+    """Numbers as exact as a picture can be."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _brief(each) for key, each in value.items()}
+    return [_brief(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 @functools.cache
