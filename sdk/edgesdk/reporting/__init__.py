@@ -26,6 +26,7 @@ _SECTIONS = (
     (latencies.devices, "a comparison of devices", "edgesdk report --fleet fleet.toml"),
     (models.frontier, "accuracy against latency", "edgesdk package …, then name the bundle"),
     (models.comparisons, "comparisons", "edgesdk compare A B --json > compared.json"),
+    (models.tuning, "settings that were tried", "edgesdk tune MODEL --on HOST --json > tuned.json"),
     (latencies.latency, "latencies", "edgesdk bench HOST NAME -o bench.json"),
     (latencies.history, "latency over time", "edgesdk bench HOST NAME -o again.json, another day"),
     (latencies.sustained, "sustained load", "edgesdk bench HOST NAME --sustained 30m -o sustained.json"),

@@ -140,10 +140,25 @@ class Memory(Reply):
 
 
 class Kernel(Reply):
+    """``fused``: further nodes whose time is in this one."""
+
     node: Text
     operator: Text
     ms: Number
     share: Number
+    fused: tuple[Text, ...] = ()
+    provider: Text = ""
+
+
+class Placed(Reply):
+    """What ran where on a device."""
+
+    host: Text
+    device: Text = ""
+    provider: Text = ""
+    nodes: Text = ""
+    share: Number | None = None
+    fell: tuple[Text, ...] = ()
 
 
 class Cut(Reply):
@@ -152,14 +167,6 @@ class Cut(Reply):
     macs_share: Number | None = None
     parts: Count = 0
     fell: tuple[Text, ...] = ()
-
-
-class Violation(Reply):
-    node: Text = ""
-    operator: Text = ""
-    rule: Text = ""
-    wanted: Text = ""
-    hint: Text = ""
 
 
 class Weights(Reply):
@@ -179,7 +186,7 @@ class Inspected(Reply):
     kernels: tuple[Kernel, ...] = ()
     profile: Text | None = None
     cut: Cut | None = None
-    violations: tuple[Violation, ...] = ()
+    placement: Placed | None = None
 
 
 class Compared(Reply):
@@ -211,15 +218,49 @@ class Compared(Reply):
         return {**document, **known}
 
 
+class Change(Reply):
+    """What `tune` tried. ``speedup``: above 1 is faster than the profile's settings; None where it did not run."""
+
+    settings: dict[Text, Any] = Field(default_factory=dict)
+    restarts: Count = 0
+    speedup: Number | None = None
+    ms: Number | None = None
+    note: Text = ""
+
+
+class Tuned(Reply):
+    """``settings``: what was chosen; ``candidate``: what was confirmed, or was not, with its interval."""
+
+    name: Text
+    host: Text | None = None
+    device: Text = ""
+    profile: Text = ""
+    settings: dict[Text, Any] = Field(default_factory=dict)
+    candidate: dict[Text, Any] = Field(default_factory=dict)
+    verdict: Text
+    speedup: Number
+    low: Number
+    high: Number
+    before_ms: Number | None = None
+    after_ms: Number | None = None
+    restarts: Count = 0
+    stopped: Text = ""
+    tried: tuple[Change, ...] = ()
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} on {self.host or self.device}"
+
+
 class Other(Reply):
-    """A result that is shown as it is: `tune`, `evaluate`."""
+    """A result of a kind that is shown as it is."""
 
     kind: Text
     title: Text
     document: dict[str, Any]
 
 
-Document: TypeAlias = Bundled | Inspected | Compared | Result | Other
+Document: TypeAlias = Bundled | Inspected | Compared | Tuned | Result | Other
 Kind = TypeVar("Kind", bound=Reply)
 
 
@@ -257,6 +298,8 @@ def _result(path: Path) -> Document:
         return results.load(path)
     if document["kind"] == "comparison":
         return _parsed(Compared, document, path)
+    if document["kind"] == "tune":
+        return _parsed(Tuned, document, path)
     return Other(kind=document["kind"], title=str(document.get("name") or path.stem), document=document)
 
 

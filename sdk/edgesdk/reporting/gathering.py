@@ -13,7 +13,7 @@ from edgesdk import device, replies
 from edgesdk.errors import DeviceError, EdgeSDKError
 from edgesdk.progress import Progress, silent
 from edgesdk.reporting import documents
-from edgesdk.reporting.documents import Bundled, Compared, Inspected, Other
+from edgesdk.reporting.documents import Bundled, Compared, Inspected, Other, Tuned
 from edgesdk.results import Result
 
 AT_ONCE = 8  # devices that are asked
@@ -35,6 +35,7 @@ class Found:
     bundles: tuple[Bundled, ...] = ()
     inspected: tuple[Inspected, ...] = ()
     compared: tuple[Compared, ...] = ()
+    tuned: tuple[Tuned, ...] = ()
     results: tuple[Result, ...] = ()
     others: tuple[Other, ...] = ()
 
@@ -51,6 +52,7 @@ def gather(hosts: Sequence[str], *, name: str | None = None, files: Sequence[Pat
         bundles=tuple(each for each in read if isinstance(each, Bundled)),
         inspected=tuple(each for each in read if isinstance(each, Inspected)),
         compared=tuple(each for each in read if isinstance(each, Compared)),
+        tuned=tuple(each for each in read if isinstance(each, Tuned)),
         results=tuple(each for each in read if isinstance(each, Result)),
         others=tuple(each for each in read if isinstance(each, Other)),
     )

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgesdk.reporting.documents import Bundled, Compared, Tried
+from edgesdk import knobs
+from edgesdk.reporting.documents import Bundled, Compared, Kernel, Tried
 from edgesdk.reporting.gathering import Found
 from edgesdk.reporting.section import Chart, Column, Row, Section, short, unique
 
@@ -84,6 +85,55 @@ def comparisons(found: Found) -> Section | None:
     )
 
 
+def tuning(found: Found) -> Section | None:
+    """What settings were tried, and what each gave."""
+    if not found.tuned:
+        return None
+    rows, charts, said = list[Row](), list[Chart](), list[str]()
+    for each in found.tuned:
+        chosen = knobs.in_words(each.settings) if each.settings else "the profile's settings stay"
+        said.append(f"{each.title}: {chosen}; {knobs.in_words(each.candidate)}: {each.verdict}, {each.speedup:.3f} ({each.low:.3f} to {each.high:.3f}).")
+        tried: list[Row] = [
+            {"tuned": each.title, "settings": knobs.in_words(one.settings), "speedup": one.speedup, "restarts": one.restarts, "ms": one.ms}
+            for one in each.tried
+        ]
+        rows += [{**row, "note": one.note} for row, one in zip(tried, each.tried, strict=True)]
+        final: Row = {
+            "tuned": each.title,
+            "settings": f"{knobs.in_words(each.candidate)}, confirmed",
+            "speedup": each.speedup,
+            "low": each.low,
+            "high": each.high,
+        }
+        rows.append({**final, "restarts": each.restarts, "ms": each.after_ms, "note": each.verdict})
+        ran = sorted((row for row in tried if row["speedup"] is not None), key=lambda row: -row["speedup"])[:MOST_PLACED]
+        names = unique([short(str(row["settings"]), 60) for row in [final, *ran]])
+        bars = [
+            {"name": name, "speedup": row["speedup"], "low": row.get("low", row["speedup"]), "high": row.get("high", row["speedup"])}
+            for name, row in zip(names, [final, *ran], strict=True)
+        ]
+        verdicts = [each.verdict, *("in the search" for _ in ran)]
+        charts.append(
+            Chart(
+                kind="ratios",
+                title=f"{each.title}: times as fast as with the profile's settings",
+                about=said[-1],
+                data={"rows": [{**bar, "verdict": verdict} for bar, verdict in zip(bars, verdicts, strict=True)]},
+            )
+        )
+    return Section(
+        key="tuning",
+        title="Settings that were tried",
+        said=(*said, "In the search a setting has a few restarts only; the best one started again from nothing, and its interval holds in 99 % of cases."),
+        columns=(
+            *(Column("tuned", "model"), Column("settings", "settings"), Column("speedup", "speed-up", "ratio"), Column("low", "from", "ratio")),
+            *(Column("high", "to", "ratio"), Column("ms", "ms", "ms"), Column("restarts", "restarts", "count"), Column("note", "became")),
+        ),
+        rows=tuple(rows),
+        charts=tuple(charts),
+    )
+
+
 def operators(found: Found) -> Section | None:
     """Time by node where it was measured, else multiply-accumulates by kind."""
     charts, rows = list[Chart](), list[Row]()
@@ -104,7 +154,7 @@ def operators(found: Found) -> Section | None:
     return Section(
         key="operators",
         title="Work by operator",
-        said=("Milliseconds of one thread on the machine that inspected; where nothing was timed, multiply-accumulates.",),
+        said=("Medians of kernels where they were timed: a fused one has the time of all its nodes. Else multiply-accumulates.",),
         columns=(
             *(Column("model", "model"), Column("node", "node"), Column("operator", "operator"), Column("ms", "ms", "ms")),
             *(Column("macs", "multiply-accumulates", "count"), Column("share", "share", "share")),
@@ -154,6 +204,12 @@ def placement(found: Found) -> Section | None:
         if model.nodes or model.provider
     ]
     rows += [{"model": each.name, "device": each.host or each.device, "provider": each.provider, "nodes": each.nodes} for each in found.results]
+    rows += [
+        {"model": each.title, "device": each.placement.host, "provider": each.placement.provider, "nodes": each.placement.nodes, "share": each.placement.share}
+        | {"fell": _some(each.placement.fell)}
+        for each in found.inspected
+        if each.placement is not None
+    ]
     rows = [row for place, row in enumerate(rows) if row not in rows[:place]]
     rows += [
         {
@@ -164,7 +220,7 @@ def placement(found: Found) -> Section | None:
             else f"{each.cut.of} of {each.cut.of} nodes on the accelerator",
             "share": each.cut.macs_share,
             "parts": each.cut.parts,
-            "fell": ", ".join(each.cut.fell[:5]) + (f" and {len(each.cut.fell) - 5} more" if len(each.cut.fell) > 5 else ""),
+            "fell": _some(each.cut.fell),
         }
         for each in found.inspected
         if each.cut is not None
@@ -278,6 +334,10 @@ def conditions(found: Found) -> Section | None:
     )
 
 
+def _node(kernel: Kernel) -> str:
+    return (kernel.node or "(fused or added)") + (f" and {len(kernel.fused)} fused" if kernel.fused else "")
+
+
 def _points(bundle: Bundled) -> Iterator[Point]:
     """Candidates in the order in which they were tried, then the original and what shipped. ``change``: of the accuracy."""
     for tried in bundle.candidates:
@@ -365,6 +425,10 @@ def _placed(nodes: object) -> list[tuple[str, int]]:
     if (whole := _ALL.match(text)) is not None:
         return [(whole[1].strip(), 1)]
     return [(place.strip(), int(count)) for count, _, place in _PLACED.findall(text)]
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _settings(settings: dict[str, Any]) -> str:
