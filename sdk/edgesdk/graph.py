@@ -200,12 +200,12 @@ def clone(model: Model) -> Model:
 
 
 def answering(model: Model, names: Iterable[str]) -> Model:
-    """The model with these float32 tensors as its outputs."""
+    """The model with these tensors as its outputs; one whose type nothing tells is float32."""
     asked = clone(model)
     values = onnx_ir.convenience.create_value_mapping(asked.graph)
     asked.graph.outputs.clear()
     for name in names:
-        values[name].type = onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
+        values[name].type = values[name].type or onnx_ir.TensorType(onnx_ir.DataType.FLOAT)
         asked.graph.outputs.append(values[name])
     return asked
 

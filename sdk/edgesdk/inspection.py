@@ -370,15 +370,13 @@ def _shared(node: onnx_ir.Node, name: str, sizes: Mapping[str, int], last: Mappi
 
 def _asked(model: Model, names: Sequence[str]) -> Model:
     """The model with these tensors as its outputs."""
-    asked = graph.clone(model)
-    graph.infer_shapes(asked)
-    values = onnx_ir.convenience.create_value_mapping(asked.graph)
-    asked.graph.outputs.clear()
+    known = graph.clone(model)
+    graph.infer_shapes(known)
+    values = onnx_ir.convenience.create_value_mapping(known.graph)
     for name in names:
         if values[name].type is None:
             raise ModelError(f"the type of `{name}` is not known, so it cannot be asked for", "export the model with shapes and types")
-        asked.graph.outputs.append(values[name])
-    return asked
+    return graph.answering(known, names)
 
 
 def _constant(value: onnx_ir.Value) -> onnx_ir.Value:
