@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-# CI tests the PyTorch converter, the status page in Chromium, bare devices and an aarch64 one too. They want much, so elsewhere they are
+# CI tests the PyTorch converter, the status page and the report in Chromium, bare devices and an aarch64 one too. They want much, so elsewhere they are
 # asked for: make test TORCH=1 BROWSER=1 BARE=1 ARM64=1
 ifdef CI
 TORCH ?= 1
@@ -18,7 +18,7 @@ endif
 demo: $(READY)
 	$(BIN)/python examples/line_reader/demo.py
 
-test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser chromium) $(if $(BARE),mmdebstrap) $(if $(ARM64),mmdebstrap qemu) $(if $(CI),cc-and-node) sshd
+test: $(READY) $(if $(TORCH),.venv/.torch) $(if $(BROWSER),.venv/.browser .cache/axe.min.js chromium) $(if $(BARE),mmdebstrap) $(if $(ARM64),mmdebstrap qemu) $(if $(CI),cc-and-node) sshd
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 10 $(ARGS)
 
 unit: $(READY) # seconds: for while you work
@@ -105,11 +105,25 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet -r requirements-browser.txt
 	@touch $@
 
+.cache/axe.min.js: tests/vendor.py | $(READY) npm # judges whether everybody can read the report
+	$(BIN)/python -m tests.vendor axe
+	@touch $@
+
+.PHONY: vendor
+vendor: npm $(READY) # what the report draws with, out of npm's packages: pinned and checked in tests/vendor.py
+	$(BIN)/python -m tests.vendor
+
+.PHONY: npm
+npm:
+	@command -v npm >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends npm; } || \
+	  { echo "npm fetches what the report is drawn with and judged by: sudo apt-get install npm"; exit 1; }
+
 .PHONY: chromium
 chromium:
 	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
 	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends chromium; } || \
-	  { echo "the tests of the status page need Chromium: sudo apt-get install chromium"; exit 1; }
+	  { echo "the tests of the status page and of the report need Chromium: sudo apt-get install chromium"; exit 1; }
 
 .PHONY: mmdebstrap
 mmdebstrap:

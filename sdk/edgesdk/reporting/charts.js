@@ -15,8 +15,10 @@
 
   function plot(width, options) {
     const {x = {}, y = {}, ...others} = options;
-    return Plot.plot({className: "plot", width, marginLeft: 56, marginRight: 20, marginBottom: 42, ...others,
+    const drawn = Plot.plot({className: "plot", width, marginLeft: 56, marginRight: 20, marginBottom: 42, ...others,
       x: {labelAnchor: "center", labelArrow: "none", ...x}, y: {labelArrow: "none", ...y}});
+    drawn.setAttribute("aria-hidden", "true"); // the sentence below the picture and the table are for screen readers
+    return drawn;
   }
 
   function ticks(width) { return narrow(width) ? 4 : 8; }

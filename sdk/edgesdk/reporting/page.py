@@ -91,9 +91,9 @@ def _section(section: Section, numbers: dict[int, int]) -> Iterator[str]:
 
 
 def _figure(chart: Chart, number: int) -> Iterator[str]:
-    yield f'<figure>\n<figcaption id="chart-{number}-title">{escape(chart.title)}</figcaption>'
-    yield f'<div class="chart" data-chart="{number}" role="img" aria-labelledby="chart-{number}-title" aria-describedby="chart-{number}-about"></div>'
-    yield f'<p class="unseen" id="chart-{number}-about">{escape(chart.about)}</p>\n</figure>'
+    """The picture itself is hidden from screen readers: they read the sentence instead, and the table."""
+    yield f"<figure>\n<figcaption>{escape(chart.title)}</figcaption>"
+    yield f'<div class="chart" data-chart="{number}"></div>\n<p class="unseen">{escape(chart.about)}</p>\n</figure>'
 
 
 def _table(section: Section, rows: tuple[Row, ...]) -> str:
