@@ -127,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     race = verb("race", "time two models against each other; what, as JSON on standard input", lambda v, home, a: v.race(home, a.session, end=a.end))
     race.add_argument("session")
     race.add_argument("--end", action="store_true", help="remove what the session left")
+    stream = verb(
+        "stream",
+        "answer questions that come on standard input, one after the other, until it ends: what a host's evaluation asks",
+        lambda v, home, a: v.stream(home, a.name, a.race),
+    )
+    stream.add_argument("name", nargs="?", help="a model that is active")
+    stream.add_argument("--race", metavar="SESSION", help="one whose files were put there for that session; which, as a line of JSON before the first question")
     rollback = verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name, by=a.by))
     rollback.add_argument("name")
     for one in (activate, rollback):
@@ -176,8 +183,11 @@ def _parser() -> argparse.ArgumentParser:
     trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
     looker = verb("looker", None, lambda v, home, a: v.looker(home, a.folder, a.descriptor))
-    for child in (trial, racer, looker):
+    answerer = verb("answerer", None, lambda v, home, a: v.answerer(home, a.folder, a.connection, a.descriptor))
+    for child in (trial, racer, looker, answerer):
         child.add_argument("folder", type=Path)
+        if child is answerer:
+            child.add_argument("connection", type=int)
         child.add_argument("descriptor", type=int)
     return parser
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from edge_agent import facts, inference, page, ring, staging
+from edge_agent import answering, facts, inference, page, ring, staging
 from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor, check_digest
@@ -123,6 +123,13 @@ def _patch(agent: Agent, request: Request, digest: str) -> Response:
 
 def _race(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     return json_response({"job": agent.races.start(groups[0], document_of(request)).identity}, 202)
+
+
+def _stream(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    """A model that was sent for a session is asked over this connection, by `edge-agent stream`."""
+    if request.headers.get("upgrade") != answering.PROTOCOL:
+        raise HttpError(426, f"the connection is to be upgraded to {answering.PROTOCOL}", headers={"Upgrade": answering.PROTOCOL})
+    return Response(101, headers={"Upgrade": answering.PROTOCOL}, hand_over=agent.races.stream(groups[0], document_of(request)))
 
 
 def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
@@ -292,6 +299,7 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("POST", f"/edge{_RACE}/missing", _missing),
         ("PUT", f"/edge{_RACE}/blobs/([0-9a-f]{{64}})", _put),
         ("POST", "/edge/races/([0-9a-f]{16})", _race),
+        ("POST", "/edge/races/([0-9a-f]{16})/stream", _stream),
         ("DELETE", "/edge/races/([0-9a-f]{16})", _end_race),
         ("POST", "/edge/activate", _activate),
         ("POST", "/edge/staged", _staged),

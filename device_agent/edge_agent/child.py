@@ -12,7 +12,7 @@ import contextlib
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,12 @@ class ChildDied(ChildFailed):
 class Child:
     """A child that is driven step by step: a trial, a race. Use as a context manager: it ends with it.
 
-    ``what`` it is in a sentence: "the trial of ocr".
+    ``what`` it is in a sentence: "the trial of ocr". ``lent``: descriptors that it is to have, too.
     """
 
-    def __init__(self, verb: str, folder: Path, home: Path, *, what: str) -> None:
+    def __init__(self, verb: str, folder: Path, home: Path, *, what: str, lent: Sequence[int] = ()) -> None:
         self._what = what
-        self._process, self._socket = spawn(verb, str(folder), home=home)
+        self._process, self._socket = spawn(verb, str(folder), *map(str, lent), home=home, lent=lent)
 
     def __enter__(self) -> Child:
         return self
@@ -79,7 +79,7 @@ class Child:
         return result
 
 
-def spawn(verb: str, *arguments: str, home: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def spawn(verb: str, *arguments: str, home: Path, lent: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A child of ours, and our end of its socket. Raises OSError."""
     ours, theirs = socket.socketpair()
     with theirs:
@@ -87,7 +87,7 @@ def spawn(verb: str, *arguments: str, home: Path) -> tuple[subprocess.Popen[byte
             for sock in (ours, theirs):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             process = subprocess.Popen(
-                **child(verb, *arguments, str(theirs.fileno()), home=home), pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=2
+                **child(verb, *arguments, str(theirs.fileno()), home=home), pass_fds=(theirs.fileno(), *lent), stdin=subprocess.DEVNULL, stdout=2
             )
         except BaseException:
             ours.close()

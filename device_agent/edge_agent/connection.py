@@ -105,12 +105,12 @@ class Connection:
             except _Unanswered as error:
                 raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
 
-    def handed_over(self, target: str, protocol: str) -> socket.socket:
+    def handed_over(self, target: str, protocol: str, body: bytes = b"") -> socket.socket:
         """A connection of its own, on which the agent speaks that protocol from now on. Raises ClientError."""
         with self._lock:
             self.close()
             try:
-                reply = self._exchange("POST", target, (), 0, None, headers=[("Connection", "Upgrade"), ("Upgrade", protocol)])
+                reply = self._exchange("POST", target, [body], len(body), None, headers=[("Connection", "Upgrade"), ("Upgrade", protocol)])
             except _Unanswered as error:
                 raise ClientError("the agent closed the connection without an answer", "see `edge-agent logs`") from error
             sock, self._socket = self._socket, None

@@ -12,7 +12,7 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Union
 
 Bytes = Union[bytes, bytearray, memoryview]
@@ -25,21 +25,31 @@ _MAX_BUFFERS = 256  # below every system's IOV_MAX
 
 def send(sock: socket.socket, head: dict[str, Any], *buffers: Bytes) -> None:
     """One message. Raises OSError."""
+    send_all(sock, message(head, *buffers))
+
+
+def receive(sock: socket.socket, most_bytes: int = _MAX_BODY_BYTES) -> tuple[dict[str, Any], bytearray]:
+    """One message. Raises EOFError or OSError."""
+    return read(lambda view: receive_into(sock, view), most_bytes)
+
+
+def message(head: dict[str, Any], *buffers: Bytes) -> list[Bytes]:
+    """What to send, piece by piece, whatever carries it."""
     encoded = json.dumps(head).encode()
     views = [memoryview(buffer).cast("B") for buffer in buffers]
-    send_all(sock, [_PREFIX.pack(len(encoded), sum(len(view) for view in views)) + encoded, *views])
+    return [_PREFIX.pack(len(encoded), sum(len(view) for view in views)) + encoded, *views]
 
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], bytearray]:
-    """One message. Raises EOFError or OSError."""
+def read(fill: Callable[[memoryview], None], most_bytes: int = _MAX_BODY_BYTES) -> tuple[dict[str, Any], bytearray]:
+    """The other way: ``fill`` fills a view with what comes next. Raises what that raises, and EOFError for what is no message."""
     prefix = bytearray(_PREFIX.size)
-    receive_into(sock, memoryview(prefix))
+    fill(memoryview(prefix))
     head_bytes, body_bytes = _PREFIX.unpack(prefix)
-    if head_bytes > _MAX_HEAD_BYTES or body_bytes > _MAX_BODY_BYTES:
+    if head_bytes > _MAX_HEAD_BYTES or body_bytes > most_bytes:
         raise EOFError("the other side sent what is no message")
     head, body = bytearray(head_bytes), bytearray(body_bytes)
-    receive_into(sock, memoryview(head))
-    receive_into(sock, memoryview(body))
+    fill(memoryview(head))
+    fill(memoryview(body))
     return json.loads(bytes(head)), body
 
 

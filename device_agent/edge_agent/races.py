@@ -18,16 +18,18 @@ import json
 import os
 import re
 import shutil
+import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edge_agent import frames
 from edge_agent.blobs import Blobs, Missing, StoreError, free_bytes, size_of
 from edge_agent.bundle import BundleError, Descriptor, check_digest
-from edge_agent.child import Child, ChildDied
+from edge_agent.child import Child, ChildDied, ChildFailed
 from edge_agent.deployments import Deployments
 from edge_agent.jobs import Job
 
@@ -38,6 +40,7 @@ LONGEST_S = 600
 _OPEN_S = 1800  # an engine build takes ten minutes
 _SLOWEST_S = 600  # beyond its limit, for the twenty pairs that there have to be
 _KEPT_S = 3600
+_STREAM_S = 7 * 86400  # as long as somebody asks: it ends with the connection
 _MOST_INPUTS = 1000
 _MOST_LOOKS = 1000
 
@@ -116,6 +119,40 @@ class Races:
         race = parse(document)
         _check_there(session, *race.before.values(), *race.after.values(), race.feeds)
         return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, session, race))
+
+    def stream(self, name: str, document: Mapping[str, Any]) -> Callable[[socket.socket], None]:
+        """Have a process of its own open a model whose files were put there, and answer on a connection until that ends: see `answering`.
+
+        Raises UnknownRace, BundleError for what is no question for that, StoreError for a file that is missing.
+        """
+        session = self._entered(name, new=False)
+        try:
+            files, profile = parse_files(document["model"]), parse_profile(document["profile"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(f"what came names no model to ask: {error}"[:200], "is this host's edgesdk of another version?") from error
+        for blob in files.values():
+            if not session.blobs.has(blob):
+                raise StoreError(f"the session lacks the file {blob.digest[:19]}", "send it first")
+        return lambda connection: self._stream(session, files, profile, connection)
+
+    def _stream(self, session: Session, files: Mapping[str, Descriptor], profile: Mapping[str, Any], connection: socket.socket) -> None:
+        """What goes wrong is told on the connection. No turn is taken: nothing is timed."""
+        connection.settimeout(None)  # the process gets it as it is
+        home = session.blobs.home
+        try:
+            folder = laid_out(session.blobs, files, profile)
+            running = Child("answerer", home, self._home, what="the process that ran the model", lent=[connection.fileno()])
+            with self._deployments.driving(running) as child:
+                session.child = child
+                try:
+                    ready = child.ask({"arguments": {"model": folder, "profile": profile}}, timeout_s=_OPEN_S)
+                    frames.send(connection, {"ready": ready})
+                    child.ask({}, timeout_s=_STREAM_S)
+                finally:
+                    session.child, session.used = None, time.monotonic()
+        except (ChildFailed, StoreError) as error:
+            with contextlib.suppress(OSError):
+                frames.send(connection, {"error": {"message": str(error), "hint": error.hint}})
 
     def end(self, name: str) -> int:
         """Remove what it left, and end its race if one is under way. The bytes freed; 0 where it has ended already."""

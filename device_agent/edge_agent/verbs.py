@@ -466,6 +466,38 @@ def looker(home: Path, folder: Path, descriptor: int) -> None:
     sys.exit(look.serve(folder, descriptor))
 
 
+def answerer(home: Path, folder: Path, connection: int, descriptor: int) -> None:
+    """Likewise."""
+    homes.use_runtime(home)
+    from edge_agent import answering
+
+    sys.exit(answering.serve(folder, connection, descriptor))
+
+
+def stream(home: Path, name: str | None, race: str | None) -> None:
+    """The reply is the first line, when the model is open; then come answers, until standard input ends."""
+    if (name is None) == (race is None):
+        raise Failure("either a model's name or --race is wanted", "`edge-agent status` lists the models")
+    homes.use_runtime(home)
+    start(home)
+    from edge_agent import answering
+
+    source = _Source()
+    document = _parsed(source.line(), "a line of JSON, and questions behind it")
+    try:
+        if race is not None:
+            sock, ready = answering.of_session(home, f"{_place(race)}/stream", document)
+        else:
+            (counted,) = report(home, str(name))["models"]
+            sock, ready = answering.of_model(home, counted)
+    except (ClientError, BundleError) as error:
+        raise Failure(str(error), error.hint) from error
+    with sock:
+        sys.stdout.write(f"{facts_of.FRAME}{json.dumps(ready)}\n")
+        sys.stdout.flush()
+        answering.bridge(sock, source.left())
+
+
 # asking the agent
 
 
@@ -552,6 +584,11 @@ class _Source:
             self._ahead += chunk
         line, _, self._ahead = self._ahead.partition(b"\n")
         return line
+
+    def left(self) -> bytes:
+        """What was read already, and not asked for."""
+        ahead, self._ahead = self._ahead, b""
+        return ahead
 
     def pieces(self, left: int) -> Iterator[bytes]:
         while left:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgesdk.comparison import compare
     from edgesdk.device import connect, deploy
     from edgesdk.errors import EdgeSDKError
+    from edgesdk.evaluation import Evaluated, evaluate
     from edgesdk.inspection import inspect
     from edgesdk.packaging import Packaged, Request, optimize, package, quantize
     from edgesdk.profiles import Profile
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EdgeSDKError",
+    "Evaluated",
     "Goal",
     "Packaged",
     "Profile",
@@ -40,6 +42,7 @@ __all__ = [
     "compare",
     "connect",
     "deploy",
+    "evaluate",
     "find_profile",
     "inspect",
     "optimize",
@@ -56,6 +59,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "EdgeSDKError": "errors",
+    "Evaluated": "evaluation",
     "Goal": "pruning",
     "Packaged": "packaging",
     "Profile": "profiles",
@@ -64,6 +68,7 @@ _HOMES = {
     "compare": "comparison",
     "connect": "device",
     "deploy": "device",
+    "evaluate": "evaluation",
     "find_profile": "profiles",
     "inspect": "inspection",
     "optimize": "packaging",

@@ -97,7 +97,7 @@ class Judge:
             samples=len(before),
             lost=int((after < before).sum()),
             gained=int((after > before).sum()),
-            interval=_interval(before, after),
+            interval=drop_interval(before, after),
             candidates=candidates,
             source=self.source if halved else f"{self.source}, selected and judged on the same samples",
         )
@@ -207,7 +207,7 @@ def _function(source: str) -> Judge:
     return Judge(f"{function.__name__}({Path(source.rpartition(':')[0]).name})", source, evaluate)
 
 
-def _interval(before: Scores, after: Scores) -> tuple[float, float] | None:
+def drop_interval(before: Scores, after: Scores) -> tuple[float, float] | None:
     """95 % interval of the mean drop of paired scores.
 
     For scores of 0 and 1 the adjusted Wald interval of Agresti and Min (2005, "Simple improved confidence intervals for
@@ -224,6 +224,25 @@ def _interval(before: Scores, after: Scores) -> tuple[float, float] | None:
         mean = (lost - gained) / total
         variance = (lost + gained - (lost - gained) ** 2 / total) / total**2
     reach = 1.96 * math.sqrt(variance)
+    return round(mean - reach, 6), round(mean + reach, 6)
+
+
+def score_interval(scores: Scores) -> tuple[float, float] | None:
+    """95 % interval of the mean score; None for one number.
+
+    For scores of 0 and 1 Wilson's (1927, "Probable inference, the law of succession, and statistical inference"), which stays within 0 and 1 and does
+    not collapse where all are right; for other scores the normal one.
+    """
+    count = len(scores)
+    if count < 2:
+        return None
+    mean = float(scores.mean())
+    if set(np.unique(scores)) <= {0.0, 1.0}:
+        whole = 1 + 1.96**2 / count
+        middle = (mean + 1.96**2 / (2 * count)) / whole
+        reach = 1.96 * math.sqrt(mean * (1 - mean) / count + 1.96**2 / (4 * count**2)) / whole
+        return round(max(middle - reach, 0.0), 6), round(min(middle + reach, 1.0), 6)
+    reach = 1.96 * float(scores.std(ddof=1)) / math.sqrt(count)
     return round(mean - reach, 6), round(mean + reach, 6)
 
 

@@ -60,7 +60,7 @@ from edgesdk.replies import (
     printable,
 )
 from edgesdk.runtimes import version_of
-from edgesdk.transport import Completed, Transport
+from edgesdk.transport import Completed, Pipe, Transport
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -357,6 +357,14 @@ class Device:
     def start_race(self, session: str, document: Mapping[str, Any]) -> str:
         """Have two models timed, or looked at one, whose files have been put there for this session. Returns the job."""
         return self._reply(JobStarted, "race", session, stdin=[to_json(document)]).job
+
+    def talk(self, *verb: str, silence_s: float) -> Pipe:
+        """One verb of `edge-agent`, left running. Raises ConnectionFailed."""
+        return self._transport.open([*_AGENT, *verb], silence_s=silence_s)
+
+    def explained(self, done: Completed, what: str) -> DeviceError:
+        """Why a verb gave no answer."""
+        return self._no_answer(done, what)
 
     def end_race(self, session: str) -> Freed:
         """Have what the session left removed. Twice does no harm."""

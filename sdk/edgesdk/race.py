@@ -64,6 +64,18 @@ def racing(host: str, profile: Profile | None, feeds: Sequence[Mapping[str, NDAr
     Of the ``feeds``, arrays by the name of their input, the first ones are asked: at most 200, and 64 MB. Raises Refused where the
     host is no device of the profile or cannot run the agent, ConnectionFailed, and DeviceError.
     """
+    with prepared(host, profile, progress) as (there, facts, profile):
+        racer = Racer(there, facts, profile, feeds, progress)
+        try:
+            yield racer
+        finally:
+            with suppress(EdgeSDKError):  # the device removes it by itself within the hour
+                there.end_race(racer.session)
+
+
+@contextmanager
+def prepared(host: str, profile: Profile | None, progress: Progress = silent) -> Iterator[tuple[Device, Facts, Profile]]:
+    """A device that runs our agent and is one of the profile; what it said of itself before. Raises Refused, ConnectionFailed, DeviceError."""
     with device.connect(host) as there:
         facts = there.facts()
         profile = profile or recognised(facts, host)
@@ -71,12 +83,7 @@ def racing(host: str, profile: Profile | None, feeds: Sequence[Mapping[str, NDAr
         plan = setting_up.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
         preflight.check_space(plan.needed_bytes, facts, host)
         setting_up.set_up(there, facts, plan, progress)
-        racer = Racer(there, facts, profile, feeds, progress)
-        try:
-            yield racer
-        finally:
-            with suppress(EdgeSDKError):  # the device removes it by itself within the hour
-                there.end_race(racer.session)
+        yield there, facts, profile
 
 
 def recognised(facts: Facts, host: str) -> Profile:

@@ -298,6 +298,20 @@ class LookJob(Job):
     result: Looked | ModelFailed | None = None
 
 
+class Answering(Reply):
+    """A model that is open there and waits for questions. Name, release and digest are those of one that is active."""
+
+    name: Text | None = None
+    release: Count | None = None
+    digest: Text | None = None
+    provider: Text | None = None
+    nodes: Text | None = None
+    threads: Count | None = None
+    onnxruntime: Text | None = None
+    governor: Text | None = None
+    temperature_c: float | None = None
+
+
 class AgentStatus(Reply):
     version: Text
     digest: Text | None = None

@@ -111,7 +111,7 @@ class Source:
         key = (json.dumps(plan.steps, sort_keys=True), optimize)
         if key not in self._scored:
             _, model = self.build(plan)
-            self._scored[key] = self.judge.scores(_in_batches(runner(model, optimize=optimize), self.model, model))
+            self._scored[key] = self.judge.scores(in_batches(runner(model, optimize=optimize), self.model, model))
         return self._scored[key]
 
     def loss(self, plan: Plan, *, optimize: bool) -> Loss:
@@ -164,7 +164,7 @@ def runner(model: Model, *, optimize: bool = True, threads: int | None = None) -
     return partial(graph.run, graph.session(model, optimize=optimize, threads=threads or os.cpu_count() or 1))
 
 
-def _in_batches(run: Run, given: Model, made: Model) -> Run:
+def in_batches(run: Run, given: Model, made: Model) -> Run:
     """Whoever fed batches to the model as it was given may do so where the profile has fixed its batch: they are run one after the other."""
     free = [info.name for info in graph.inputs(given) if info.shape and info.shape[0] is None]
     fixed = {info.name: info.shape[0] for info in graph.inputs(made) if info.shape and info.shape[0] is not None and info.name in free}

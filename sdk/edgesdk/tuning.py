@@ -131,7 +131,7 @@ def tune(
     """
     begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
     opened = comparison.opened(path)
-    target = _profile(opened.profile, profile, on)
+    target = profile_of(opened.profile, profile, on)
     if output is not None:
         repackaging.check(path, target, output)
     given = sampling.load(samples, opened.model) if samples else sampling.generated(opened.model, FEEDS)
@@ -335,7 +335,7 @@ def _tried(entry: Entry) -> Tried:
     )
 
 
-def _profile(brought: Profile | None, wanted: Profile | None, on: str | None) -> Profile:
+def profile_of(brought: Profile | None, wanted: Profile | None, on: str | None) -> Profile:
     """The bundle's own; else the one that was named, or is recognised. Raises ProjectError, ConnectionFailed."""
     if brought is not None:
         if wanted is not None and wanted.name != brought.name:

@@ -59,6 +59,13 @@ def running(source: str, folder: Path, kind: type[EdgeSDKError]) -> Iterator[Non
         raise
     except (Exception, SystemExit) as error:
         lines = [line for line in "".join(traceback.format_exception(error)).splitlines() if line.strip()]
-        raise kind(f"`{source}` failed: {type(error).__name__}: {error}", "\n".join(lines[-TRACEBACK_LINES:])) from error
+        raise kind(f"`{source}` failed: {type(error).__name__}: {error}{_place(error, folder)}", "\n".join(lines[-TRACEBACK_LINES:])) from error
     finally:
         sys.path.remove(importable)
+
+
+def _place(error: BaseException, folder: Path) -> str:
+    """Where the user's own code was at it: ` (evaluate.py, line 12)`; nothing where none of it was."""
+    frames = [(Path(frame.filename).resolve(), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    own = [(path, line) for path, line in frames if path.is_relative_to(folder.resolve()) and "site-packages" not in path.parts]
+    return f" ({own[-1][0].name}, line {own[-1][1]})" if own else ""

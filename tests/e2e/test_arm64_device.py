@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import agent_package, device, graph
-from edgesdk.source import runner
+from edgesdk import agent_package, device, graph, profiles, remote
+from edgesdk.source import model_files, runner
 from tests import digits
 from tests.e2e.bare import BareDevice, bare_device, needs_arm64
+from tests.e2e.test_ssh_evaluate import by_hand, lean
 
 pytestmark = needs_arm64
 
@@ -68,12 +69,27 @@ def assert_agrees(folder: Path, profile: str) -> None:
             assert difference <= description.tolerance[name.name]
 
 
+def assert_evaluated_there(folder: Path, board: BareDevice) -> None:
+    """What the board answers to an evaluation is, bit for bit, what its onnxruntime answers by hand."""
+    images = digits.images()[0][:8]
+    np.savez(folder / "images.npz", image=images)
+    runtime = board.ssh("echo $HOME/.local/share/edge-agent/runtime/*/numpy/..").strip()
+    expected = by_hand("arm", folder / "model.onnx", folder / "images.npz", ("env", f"PYTHONPATH={runtime}", "python3"))
+    model = graph.load(folder / "model.onnx")
+    with remote.opened("arm", lean(profiles.find("arm-cpu")), model_files(model)) as there:
+        assert [next(iter(there.run({"image": image[None]}).values())).tobytes() for image in images] == expected
+    scored = told(folder, "evaluate", "arm-cpu", "--on", "arm", "--against", "model.onnx", "--calibration", "images.npz")
+    assert isinstance(scored, dict)
+    assert (scored["host"], scored["samples"]) == ("arm", 8)
+
+
 def test_one_command_takes_a_bare_board_to_its_first_answer(folder: Path, board: BareDevice) -> None:
     assert board.ssh("uname -m; ls .local/share/edge-agent 2>/dev/null", check=False) == "aarch64\n"
     package(folder, "arm-cpu")
     (deployed,) = told(folder, "deploy", "arm", "bundles/arm-cpu")
     assert deployed["outcome"] == "active" and deployed["first_answer_ms"]
     assert_agrees(folder, "arm-cpu")
+    assert_evaluated_there(folder, board)
 
     package(folder, "raspberry-pi-5")  # int8: its answers differ between instruction sets, and not by more than it says
     (deployed,) = told(folder, "deploy", "arm", "bundles/raspberry-pi-5", "--as-profile", "raspberry-pi-5")

@@ -8,6 +8,7 @@ import typer
 from edgesdk.cli.output import AsJson, progress, say, show, table
 
 if TYPE_CHECKING:
+    from edgesdk.evaluation import Evaluated
     from edgesdk.tuning import Tuned
 
 On = Annotated[str | None, typer.Option("--on", metavar="HOST", help="on this device; without, on this machine")]
@@ -16,7 +17,7 @@ Profile = Annotated[str | None, typer.Option("--profile", "-p", help="of an ONNX
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (tune,):
+    for verb in (tune, evaluate):
         app.command()(verb)
 
 
@@ -53,6 +54,55 @@ def tune(
     show(found.to_dict(), _tuned(found), as_json=as_json)
     if found.settings and output is None:
         say("nothing is written: `-o` names where the choice goes; what was measured is remembered")
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL|BUNDLE|NAME", help="an ONNX file, a bundle, or with --on the name of a model that is active there")],
+    on: On = None,
+    evaluate: Annotated[str | None, typer.Option(help="module.py:function(run) -> scores, or an .npz with `labels`; without, what edgesdk.toml says")] = None,
+    profile: Profile = None,
+    against: Annotated[Path | None, typer.Option(help="the original: what is lost and gained against it, on the same samples; it runs here")] = None,
+    calibration: Annotated[str | None, typer.Option(help="without --evaluate: samples on which it should agree with the original")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="keep the result in this .json")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """The accuracy where a model runs: your evaluation runs here, its samples there."""
+    from edgesdk import evaluation, profiles, project, results
+    from edgesdk.cli import files
+
+    if output is not None:
+        files.check(output)
+    judge = evaluate or (project.load(Path()).evaluate if against is None else None)
+    with progress() as advance:
+        found = evaluation.evaluate(
+            model,
+            profiles.find(profile) if profile else None,
+            evaluate=judge,
+            on=on,
+            samples=calibration,
+            against=against,
+            progress=advance,
+        )
+    if output is not None:
+        results.write(output, found.to_dict())
+    show(found.to_dict(), _evaluated(found), as_json=as_json)
+
+
+def _evaluated(found: "Evaluated") -> str:
+    interval = f"  {found.interval[0]:.4f} … {found.interval[1]:.4f}, 95 %" if found.interval else ""
+    where = f"{found.device}{f' ({found.host})' if found.host else ''}, {found.nodes or found.provider or '–'}, onnxruntime {found.onnxruntime or '–'}"
+    samples = f"{found.samples} samples, " if found.samples else ""
+    lines = [
+        f"{found.name}{f' release {found.release}' if found.release else ''}: {found.metric} {found.score:.4f}{interval}",
+        f"  asked     {samples}{found.asked} times in {found.seconds:.0f} s",
+        f"  on        {where}, {found.threads or '–'} threads",
+    ]
+    if found.against:
+        other = found.against
+        reach = f", 95 % of the drop in {other.interval[0]:+.4f} … {other.interval[1]:+.4f}" if other.interval else ""
+        lines.append(f"  against   {other.name} here: {other.score:.4f}, {other.lost} lost, {other.gained} gained{reach}")
+    return "\n".join(lines)
 
 
 def _tuned(found: "Tuned") -> str:

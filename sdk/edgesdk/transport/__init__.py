@@ -3,7 +3,7 @@
     with connect("pi@192.168.1.20") as pi:
         pi.run(["uname", "-m"]).stdout
 
-One operation is all that the rest of edgesdk needs: run a command, feed its standard input, read what it says. What a
+Two operations are all that the rest of edgesdk needs: run a command to its end, fed and heard, or leave it running and talk with it. What a
 command means is the device's business; that it arrives as it was written is ours. Only `ssh.py` knows paramiko.
 """
 
@@ -36,6 +36,19 @@ class Completed:
     stderr: str
 
 
+class Pipe(Protocol):
+    """A command under way, to talk with."""
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        """All of it. Raises ConnectionFailed."""
+
+    def receive(self, most_bytes: int) -> bytes:
+        """What it says next, one byte at least; none when it has ended. Raises ConnectionFailed where nothing comes for too long."""
+
+    def close(self) -> Completed:
+        """Its standard input ends, and soon so should it; what it said that nobody received is not told. Twice does no harm."""
+
+
 class Transport(Protocol):
     """A way to run commands on a device."""
 
@@ -54,6 +67,9 @@ class Transport(Protocol):
         ConnectionFailed where the connection breaks or nothing moves for ``silence_s``, and DeviceError where more than
         ``most_bytes`` come back.
         """
+
+    def open(self, argv: Sequence[str], *, silence_s: float = 60) -> Pipe:
+        """Start a command and leave it running. Raises ConnectionFailed."""
 
     def close(self) -> None:
         """Twice does no harm."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from edgesdk.transport import LOCAL, MAX_REPLY_BYTES, Completed
 
 # A daemon that a command left behind may hold our pipes open; so long we go on reading after the command's own end.
 _GRACE_S = 0.5
+_ENDS_WITHIN_S = 5
 
 
 class LocalTransport:
@@ -36,6 +38,12 @@ class LocalTransport:
                 raise
         return Completed(process.returncode, stdout, stderr.decode(errors="replace"))
 
+    def open(self, argv: Sequence[str], *, silence_s: float = 60) -> LocalPipe:
+        try:
+            return LocalPipe(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd="/", bufsize=0), silence_s)
+        except OSError as error:
+            raise ConnectionFailed(f"`{argv[0]}` cannot be started: {error.strerror}", "is it installed?", final=True) from error
+
     def close(self) -> None:
         """Nothing is held."""
 
@@ -44,6 +52,37 @@ class LocalTransport:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LocalPipe:
+    """A child of this process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], silence_s: float) -> None:
+        self._process, self._silence_s = process, silence_s
+        self._stdin, self._stdout = cast("tuple[IO[bytes], IO[bytes]]", (process.stdin, process.stdout))
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        try:
+            while view:
+                view = view[os.write(self._stdin.fileno(), view) :]
+        except (OSError, ValueError) as error:
+            raise ConnectionFailed("the command ended before it had read everything", "try again") from error
+
+    def receive(self, most_bytes: int) -> bytes:
+        if not select.select([self._stdout], [], [], self._silence_s)[0]:
+            raise ConnectionFailed(f"nothing moved for {self._silence_s:.0f} s", "is this machine very busy? try again")
+        return os.read(self._stdout.fileno(), most_bytes)
+
+    def close(self) -> Completed:
+        self._stdin.close()
+        try:
+            self._process.wait(_ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stdout.close()
+        return Completed(self._process.returncode, b"", "")
 
 
 def _exchange(process: subprocess.Popen[bytes], chunks: Iterator[bytes], silence_s: float, most_bytes: int) -> tuple[bytes, bytes]:

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -42,6 +42,7 @@ _HANDSHAKE_TIMEOUT_S = 20
 _KEEPALIVE_S = 15
 _DEAD_LINK_MS = 60_000
 _TICK_S = 0.1
+_ENDS_WITHIN_S = 5.0
 _GRACE_S = 1.0  # for what is still under way when a command has ended
 _MAX_STDERR_BYTES = 1 << 16
 _SIGNING_S = 60  # a key on a token wants to be touched
@@ -83,6 +84,13 @@ class SshTransport:
         if done.returncode < 0 and not connection.is_active():
             raise self._broken()
         return done
+
+    def open(self, argv: Sequence[str], *, silence_s: float = 60) -> SshPipe:
+        with _translated(self._settings):
+            channel = self._connections[-1].open_session(timeout=min(silence_s, _HANDSHAKE_TIMEOUT_S))
+            _execute(channel, command_line(argv))
+            channel.settimeout(silence_s)
+            return SshPipe(channel, self._settings, self._broken)
 
     def close(self) -> None:
         _close(self._connections)
@@ -132,6 +140,43 @@ class SshTransport:
 
     def _broken(self) -> ConnectionFailed:
         return ConnectionFailed(f"the connection to {self._settings.address} broke", "what arrived is kept: try again")
+
+
+class SshPipe:
+    """A command on a device."""
+
+    def __init__(self, channel: paramiko.Channel, settings: Settings, broken: Callable[[], ConnectionFailed]) -> None:
+        self._channel, self._settings, self._broken = channel, settings, broken
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            with _translated(self._settings):
+                self._channel.sendall(data)  # type: ignore[arg-type] # any buffer does
+        except ConnectionFailed as error:
+            raise self._broken() from error
+
+    def receive(self, most_bytes: int) -> bytes:
+        with _translated(self._settings):
+            data: bytes = self._channel.recv(most_bytes)
+        if not data and not self._channel.get_transport().is_active():
+            raise self._broken()
+        return data
+
+    def close(self) -> Completed:
+        stderr, until = b"", time.monotonic() + _ENDS_WITHIN_S
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            self._channel.shutdown_write()
+            while not self._channel.exit_status_ready() and time.monotonic() < until and self._channel.get_transport().is_active():
+                if not self._channel.recv_ready() and not self._channel.recv_stderr_ready():
+                    time.sleep(0.01)
+                while self._channel.recv_ready():
+                    self._channel.recv(1 << 16)
+                while self._channel.recv_stderr_ready():
+                    stderr = (stderr + self._channel.recv_stderr(1 << 16))[-_MAX_STDERR_BYTES:]
+        ended = self._channel.exit_status_ready()
+        done = Completed(self._channel.recv_exit_status() if ended else -1, b"", stderr.decode(errors="replace"))
+        self._channel.close()
+        return done
 
 
 class _Feeder(threading.Thread):
