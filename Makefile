@@ -144,9 +144,9 @@ cc-and-node: # for the examples in C and for Node.js; without them their tests a
 
 .PHONY: sshd
 sshd:
-	@{ test -x /usr/sbin/sshd && command -v ssh >/dev/null && command -v skopeo >/dev/null && command -v fish >/dev/null; } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
-	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo fish; } || \
-	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo fish"; exit 1; }
+	@{ test -x /usr/sbin/sshd && command -v ssh >/dev/null && command -v skopeo >/dev/null && command -v fish >/dev/null && command -v csh >/dev/null; } || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	  apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends openssh-server openssh-client skopeo fish csh; } || \
+	  { echo "the end-to-end tests need OpenSSH's server: sudo apt-get install openssh-server openssh-client skopeo fish csh"; exit 1; }
 
 .PHONY: rsync
 rsync:

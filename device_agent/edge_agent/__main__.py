@@ -91,9 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         "activate",
         "make a bundle active: verify, try, swap, ask",
         lambda v, home, a: v.activate(
-            home, a.what, signed=a.signed, stage=a.stage, in_s=a.in_s, by=a.by, permissions={name: getattr(a, name) for name in PERMISSIONS}
+            home, a.what, signed=a.signed, stage=a.stage, in_s=a.in_s, by=a.by, wait_s=a.wait, permissions={name: getattr(a, name) for name in PERMISSIONS}
         ),
     )
+    activate.add_argument("--wait", type=_count, metavar="SECONDS", help="answer when it has begun to load, has ended, or after so long")
     activate.add_argument("what", metavar="DIGEST|NAME", help="its manifest's digest, or the name of a model that is staged")
     activate.add_argument("--stage", action="store_true", help="all but the swap: it waits for another `activate`")
     activate.add_argument("--in", dest="in_s", type=float, metavar="SECONDS", help="not now, but so long from now; what it is about is staged, or with --stage")
@@ -180,11 +181,10 @@ def _parser() -> argparse.ArgumentParser:
     teardown.add_argument("--yes", action="store_true", help="without asking")
     teardown.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
-    trial = verb("trial", None, lambda v, home, a: v.trial(home, a.folder, a.descriptor))
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
     looker = verb("looker", None, lambda v, home, a: v.looker(home, a.folder, a.descriptor))
     answerer = verb("answerer", None, lambda v, home, a: v.answerer(home, a.folder, a.connection, a.descriptor))
-    for child in (trial, racer, looker, answerer):
+    for child in (racer, looker, answerer):
         child.add_argument("folder", type=Path)
         if child is answerer:
             child.add_argument("connection", type=int)

@@ -21,6 +21,7 @@ from edge_agent.blobs import DiskFull, StoreError
 from edge_agent.bodies import HttpError
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.config import ConfigError
+from edge_agent.home import code_digest
 from edge_agent.inference import NAME, Handler, document_of
 from edge_agent.jobs import Busy, Permissions, UnknownJob
 from edge_agent.latency import Histogram
@@ -84,7 +85,7 @@ def _figures(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Respo
 
 
 def _alive(_agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
-    return json_response({"pid": os.getpid()})
+    return json_response({"pid": os.getpid(), "digest": code_digest()})
 
 
 def _status(agent: Agent, _request: Request, _groups: tuple[str, ...]) -> Response:
@@ -109,6 +110,9 @@ def _put(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     if not 0 <= offset <= size <= _MAX_BLOB_BYTES or request.size != size - offset:
         raise HttpError(400, f"{request.size} bytes do not lead from offset {offset} to size {size}", close=True)
     blobs = agent.races.blobs(race) if race else agent.store
+    if not race:
+        with contextlib.suppress(OSError):  # a trial comes next, and the imports take as long as the transfer
+            agent.models.zygote.start()
     blobs.receive(digest, size, offset, request.pieces())
     return json_response({"digest": digest, "size": size})
 

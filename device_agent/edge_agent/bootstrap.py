@@ -2,11 +2,13 @@
 
     held DIGEST...                how many bytes of each archive have arrived here
     receive DIGEST SIZE OFFSET …  go on with each from standard input, one behind the other, and check it
-    agent DIGEST [WANTED…]        unpack that agent and make it the current one
+    agent DIGEST[+DIGEST] [WANTED…]   unpack that agent, and what is compiled of it, and make it the current one
     launcher                      have the current one run by this very Python
     runtime TAG DIGEST...         unpack those wheels beside each other, for this Python
     clients                       let every Python here find the client; root's where the agent is the system's
     teardown [--dry-run]          stop the agent, and remove all that any of these put here
+
+Several of the first five, with `then` between them, are done one after the other: each start of a Python costs.
 
 After `agent` and `launcher` every Python of the device finds the client: a .pth file in its site folder names the current agent.
 
@@ -20,6 +22,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import py_compile
@@ -118,28 +121,45 @@ def run(home: Path, argv: list[str]) -> dict[str, object]:
         make_folder(home / folder)
     with locked(home / "setup" / "lock"):
         sweep(home)
-        if verb == "held":
-            return {"held": {digest: held(home, digest) for digest in rest}}
-        if verb == "receive":
-            for digest, size, offset in zip(rest[::3], rest[1::3], rest[2::3]):
-                receive(home, digest, int(size), int(offset))
-            return {"received": len(rest) // 3}
-        if verb == "agent":
-            return install_agent(home, rest[0], rest[1:])
-        if verb == "launcher":
-            changed = write_launcher(home)
-            return {"changed": changed, "clients": write_client_paths(home) if changed else []}
-        if verb == "runtime":
-            return install_runtime(home, rest[0], rest[1:])
+        reply: dict[str, object] = {}
+        while verb:
+            end = rest.index("then") if "then" in rest else len(rest)
+            reply.update(done(home, verb, rest[:end]))
+            verb, rest = (rest[end + 1], rest[end + 2 :]) if rest[end + 1 :] else ("", [])
+        return reply
+
+
+def done(home: Path, verb: str, rest: list[str]) -> dict[str, object]:
+    """One of the verbs that take turns."""
+    if verb == "held":
+        return {"held": held(home, rest)}
+    if verb == "receive":
+        for digest, size, offset in zip(rest[::3], rest[1::3], rest[2::3]):
+            receive(home, digest, int(size), int(offset))
+        return {"received": len(rest) // 3}
+    if verb == "agent":
+        digest, _, compiled = rest[0].partition("+")
+        return install_agent(home, digest, rest[1:], compiled)
+    if verb == "launcher":
+        changed = write_launcher(home)
+        return {"changed": changed, "clients": write_client_paths(home) if changed else []}
+    if verb == "runtime":
+        return install_runtime(home, rest[0], rest[1:])
     raise BootstrapError(f"the verb {verb!r} is not known here", "update edgesdk")
 
 
-def held(home: Path, digest: str) -> int:
-    """Bytes that need not be sent again."""
-    for path in (archive(home, digest), part(home, digest)):
-        if path.is_file():
-            return path.stat().st_size
-    return 0
+def held(home: Path, digests: list[str]) -> dict[str, int]:
+    """Bytes of each that need not be sent again: they arrived, or what they unpack to is here. An agent's comes first, then those of one runtime."""
+    found = {}
+    for at, digest in enumerate(digests):
+        paths = [path for path in (archive(home, digest), part(home, digest)) if path.is_file()]
+        found[digest] = paths[0].stat().st_size if paths else 0
+        if (home / "agent" / short(digest)).is_dir():
+            found[digest] = MAX_UNPACKED_BYTES
+        if any((home / "runtime").glob(f"cp*.{together(digests[at:])}")):
+            found.update(dict.fromkeys(digests[at:], MAX_UNPACKED_BYTES))
+            break
+    return found
 
 
 def receive(home: Path, digest: str, size: int, offset: int) -> None:
@@ -179,10 +199,13 @@ def room_again(incoming: Path) -> Iterator[None]:
         raise
 
 
-def install_agent(home: Path, digest: str, wanted: list[str]) -> dict[str, object]:
-    """Beside the one that runs now, which is kept as the previous one: the launcher goes back to it where this one does not start."""
+def install_agent(home: Path, digest: str, wanted: list[str], compiled: str = "") -> dict[str, object]:
+    """Beside the one that runs now, which is kept as the previous one: the launcher goes back to it where this one does not start.
+
+    Another archive may hold what of it was ``compiled`` for this Python.
+    """
     agents, name, before = home / "agent", short(digest), preferred(home)
-    unpack([archive(home, digest)], agents / name, compiled=True)
+    unpack([archive(home, one) for one in (digest, compiled) if one], agents / name, compiled=True)
     if before and before != name:
         point(agents / "previous", before)
     point(agents / "current", name)
@@ -359,12 +382,17 @@ def holder(home: Path) -> int | None:
 def install_runtime(home: Path, tag: str, digests: list[str]) -> dict[str, object]:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", tag) or not digests:
         raise BootstrapError(f"{tag!r} is no runtime's name", "update edgesdk")
-    name = f"{tag}.{short('sha256:' + hashlib.sha256(' '.join(digests).encode()).hexdigest())}"
+    name = f"{tag}.{together(digests)}"
     unpack([archive(home, digest) for digest in digests], home / "runtime" / name)
     point(home / "runtime" / tag, name)
     clean(home / "runtime", keep={name}, prefix=f"{tag}.")
     forget_archives(home, [])
     return {"runtime": name}
+
+
+def together(digests: list[str]) -> str:
+    """What several archives unpack to goes by."""
+    return short("sha256:" + hashlib.sha256(" ".join(digests).encode()).hexdigest())
 
 
 def forget_archives(home: Path, wanted: list[str]) -> None:
@@ -424,6 +452,8 @@ def unpack(archives: list[Path], target: Path, *, compiled: bool = False) -> Non
 def compile_all(scratch: Path, target: Path) -> None:
     """As Python itself would at the first import, but on the disk when the folder has its name."""
     for path in scratch.rglob("*.py"):
+        if os.path.exists(importlib.util.cache_from_source(str(path))):
+            continue  # it came so
         with contextlib.suppress(py_compile.PyCompileError, OSError):
             py_compile.compile(str(path), dfile=str(target / path.relative_to(scratch)), doraise=True)
 

@@ -1,6 +1,6 @@
 """The supervisor's side of children that are driven step by step: a trial, a race.
 
-    with Child("trial", folder, home, what="the trial of ocr") as child:
+    with Child("racer", folder, home, what="the process that ran both models") as child:
         child.ask({"op": "ask"}, timeout_s=120)
 
 Standard library only: what needs numpy happens in the children.
@@ -14,13 +14,14 @@ import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from edge_agent import frames
 from edge_agent.home import child
-from edge_agent.zygote import Forked
+from edge_agent.zygote import Forked, Zygote
 
 _BUFFER_BYTES = 1 << 20
+Process = Union["subprocess.Popen[bytes]", Forked]
 
 
 class ChildFailed(Exception):
@@ -38,12 +39,15 @@ class ChildDied(ChildFailed):
 class Child:
     """A child that is driven step by step: a trial, a race. Use as a context manager: it ends with it.
 
-    ``what`` it is in a sentence: "the trial of ocr". ``lent``: descriptors that it is to have, too.
+    ``what`` it is in a sentence: "the trial of ocr". ``lent``: descriptors that it is to have, too. ``started``: it is a process of
+    the zygote (`forked`).
     """
 
-    def __init__(self, verb: str, folder: Path, home: Path, *, what: str, lent: Sequence[int] = ()) -> None:
+    def __init__(
+        self, verb: str, folder: Path, home: Path, *, what: str, lent: Sequence[int] = (), started: tuple[Process, socket.socket] | None = None
+    ) -> None:
         self._what = what
-        self._process, self._socket = spawn(verb, str(folder), *map(str, lent), home=home, lent=lent)
+        self._process, self._socket = started or spawn(verb, str(folder), *map(str, lent), home=home, lent=lent)
 
     def __enter__(self) -> Child:
         return self
@@ -71,8 +75,7 @@ class Child:
         except socket.timeout as error:
             raise ChildDied(f"{self._what} did not end within {timeout_s:g} s", "see `edge-agent logs`") from error
         except (OSError, EOFError, ValueError) as error:
-            end(self._process)
-            raise ChildDied(f"{self._what} {ended(self._process.returncode)}", "see `edge-agent logs`; does the model run on the host?") from error
+            raise ChildDied(f"{self._what} {ended(end(self._process))}", "see `edge-agent logs`; does the model run on the host?") from error
         if "error" in head:
             raise ChildFailed(head["error"]["message"], head["error"]["hint"])
         result: dict[str, Any] = head["result"]
@@ -81,11 +84,9 @@ class Child:
 
 def spawn(verb: str, *arguments: str, home: Path, lent: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A child of ours, and our end of its socket. Raises OSError."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = _pair()
     with theirs:
         try:
-            for sock in (ours, theirs):
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             process = subprocess.Popen(
                 **child(verb, *arguments, str(theirs.fileno()), home=home), pass_fds=(theirs.fileno(), *lent), stdin=subprocess.DEVNULL, stdout=2
             )
@@ -95,13 +96,31 @@ def spawn(verb: str, *arguments: str, home: Path, lent: Sequence[int] = ()) -> t
     return process, ours
 
 
-def end(process: subprocess.Popen[bytes] | Forked, patience_s: float = 2) -> None:
-    """It has lost its socket, so it ends by itself; if not, it is killed."""
+def forked(zygote: Zygote, name: str, folder: Path) -> tuple[Forked, socket.socket]:
+    """A trial, and our end of its socket: it has imported all that it needs. Raises OSError."""
+    ours, theirs = _pair()
+    with theirs:
+        try:
+            return zygote.fork(name, folder, theirs), ours
+        except BaseException:
+            ours.close()
+            raise
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    return pair
+
+
+def end(process: Process, patience_s: float = 2) -> int | None:
+    """It has lost its socket, so it ends by itself; if not, it is killed. Its exit code, as `Forked.wait` has it."""
     try:
-        process.wait(patience_s)
+        return process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
 
 
 def ended(code: int | None) -> str:

@@ -23,12 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edge_agent import checks, facts, interface, log, recovery
+from edge_agent import checks, facts, interface, log, probe, recovery
 from edge_agent.blobs import Damaged, StoreError
 from edge_agent.bundle import BundleError, check_digest, check_name
 from edge_agent.checks import CheckFailed
-from edge_agent.child import Child, ChildDied, ChildFailed
+from edge_agent.child import Child, ChildDied, ChildFailed, forked
 from edge_agent.config import Check
+from edge_agent.home import NO_RUNTIME
 from edge_agent.jobs import Busy, Job, Permissions, UnknownJob
 from edge_agent.journal import Journal
 from edge_agent.models import Models, UnknownModel
@@ -412,7 +413,12 @@ class Deployments:
         def enter(stage: str) -> None:
             job.stage = stage
 
-        tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
+        try:
+            tried = trial.ask({"op": "trial", "arguments": arguments}, timeout_s=_TRIAL_S, stage=enter)
+        except ChildDied as died:  # was it the import? Then the zygote died of it, and the trial with that
+            if self._closed or probe.runtime(str(self._home))["onnxruntime"] is not None:
+                raise
+            raise ChildFailed("this device has no onnxruntime that works: Python ends when it loads it", NO_RUNTIME) from died
         write_atomically(deployment.folder / "deployment.json", json.dumps({**arguments, "signer": signer, "trial": tried}).encode())
         if checked:
             self._ask_check(deployment, checks.TRIAL)
@@ -480,7 +486,8 @@ class Deployments:
         self._models.route(name, again)
 
     def _trying(self, deployment: Deployment) -> contextlib.AbstractContextManager[Child]:
-        return self.driving(Child("trial", deployment.folder, self._home, what=f"the trial of {deployment.name}"))
+        started = forked(self._models.zygote, deployment.name, deployment.folder)
+        return self.driving(Child("trial", deployment.folder, self._home, what=f"the trial of {deployment.name}", started=started))
 
     def _result(self, deployment: Deployment, outcome: str, answer: dict[str, Any], tried: dict[str, Any] | None) -> dict[str, Any]:
         previous, digest = self._store.previous(deployment.name), None

@@ -26,6 +26,8 @@ ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 SYSTEM_HOME, SYSTEM_SOCKET = "/var/lib/edge-agent", "/run/edge-agent/agent.sock"
 # sockaddr_un holds 108 bytes with the final NUL; some systems less.
 LONGEST_SOCKET_PATH = 100
+# What to try where onnxruntime does not load.
+NO_RUNTIME = "run `edgesdk setup HOST`: it sends one; if it did, is its folder mounted noexec, or is the processor older than onnxruntime asks for?"
 
 
 def resolve() -> Path:
@@ -64,6 +66,12 @@ def socket_address(path: Path) -> Iterator[str]:
 def code_folder() -> Path:
     """The folder that holds the package `edge_agent`, links resolved: it stays when `agent/current` moves on."""
     return Path(os.path.realpath(__file__)).parent.parent
+
+
+def code_digest() -> str | None:
+    """Which agent this is, by the folder that set-up unpacked it to; None from a virtual environment or a checkout."""
+    name = code_folder().name
+    return name if re.fullmatch("[0-9a-f]{16}", name) else None
 
 
 def child(verb: str, *arguments: str, home: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
-"""Starts the agent: the current one, or the one before it after three starts that failed. Set-up writes it once; no update touches it.
-
+"""Starts the agent: the current one, or the one before it after three starts that failed. Set-up writes it once; no update touches it. At most 80 lines.
 `serve` runs in this process, counted before anything of the agent is imported; `keep` does so in a child, and again when that dies. `agent/starts` has
-where `agent/current` led, the agent preferred, and starts since one was last well: who is well for a minute writes itself and 0. At most 80 lines.
+where `agent/current` led, the agent preferred, and starts since one was last well: who is well for a minute writes itself and 0.
 """
 
 import os, signal, sys, time  # fmt: skip
@@ -71,6 +70,7 @@ def keep() -> int:
             return main(["serve"])
         signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number))
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # there is no child to tell
         if code in (0, 1, -signal.SIGTERM) or not os.path.exists(__file__):  # asked to, said why not, or torn down
             return code
         time.sleep(1)

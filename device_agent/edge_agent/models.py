@@ -57,7 +57,7 @@ class Models:
     def __init__(self, home: Path, store: Store, journal: Journal, limits: Limits, zygote: Zygote) -> None:
         self._home, self._store, self._journal, self._limits = home, store, journal, limits
         self._ledger = Ledger(home / "latency")
-        self._zygote = zygote
+        self.zygote = zygote
         self._lock = threading.Condition()
         self._closed = False
         self._active: dict[str, Active] = {}
@@ -70,7 +70,7 @@ class Models:
         names = self._store.names()
         if names:
             with contextlib.suppress(OSError):  # each worker will say it
-                self._zygote.start()
+                self.zygote.start()
         for name in names:
             folder = self._store.active(name)
             try:
@@ -90,7 +90,7 @@ class Models:
         worker = Worker(
             name,
             deployment.folder,
-            self._zygote,
+            self.zygote,
             self._limits,
             check=lambda: self._check(deployment),
             died=lambda cause, charged: self._died(deployment, cause, charged=charged),
@@ -239,7 +239,7 @@ class Models:
             thread.start()
         for thread in threads:
             thread.join()
-        self._zygote.close()
+        self.zygote.close()
 
     def runtime(self) -> dict[str, Any]:
         """Versions as a running worker told them; empty where none runs."""

@@ -76,6 +76,7 @@ def facts(home: object = None) -> Dict[str, Any]:
         "trust": _trust(folder),
         "releases": _releases(folder),
         "user": _user(),
+        "held": _held(folder),
     }
     known.update(conditions())
     known.update(runtime(folder))
@@ -120,6 +121,18 @@ def _releases(folder):  # type: (str) -> Dict[str, Any]
         return {str(name): dict(known) for name, known in document.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
+
+
+def _held(folder):  # type: (str) -> Dict[str, int]
+    """Bytes of archives that a set-up which was cut short has left. See edge_agent/bootstrap.py."""
+    found = {}
+    try:
+        for name in os.listdir(os.path.join(folder, "setup")):
+            if re.match("[0-9a-f]{64}", name):
+                found["sha256:" + name[:64]] = os.path.getsize(os.path.join(folder, "setup", name))
+    except OSError:
+        pass
+    return found
 
 
 def conditions() -> Dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -25,7 +24,7 @@ from edge_agent import __version__, api, facts, log, probe, systemd
 from edge_agent import config as configuration
 from edge_agent.config import ConfigError, SocketAccess
 from edge_agent.deployments import Deployments
-from edge_agent.home import code_folder, runtime_problem, socket_address, socket_path
+from edge_agent.home import code_digest, code_folder, runtime_problem, socket_address, socket_path
 from edge_agent.journal import Journal, now
 from edge_agent.models import Models
 from edge_agent.page import History
@@ -83,11 +82,10 @@ class Agent:
 
     def status(self) -> dict[str, Any]:
         runtime = self.models.runtime() or self._installed
-        code = code_folder()
         return {
             "agent": {
                 "version": __version__,
-                "digest": code.name if re.fullmatch(r"[0-9a-f]{16}", code.name) else None,
+                "digest": code_digest(),
                 "pid": os.getpid(),
                 "python": sys.version.split()[0],
                 "onnxruntime": runtime.get("onnxruntime"),

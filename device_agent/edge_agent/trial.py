@@ -18,7 +18,7 @@ from edge_agent import externals, frames, golden, latency, placement, worker
 from edge_agent.bundle import BundleError, Description, parse_description
 from edge_agent.client import connect
 from edge_agent.connection import ClientError
-from edge_agent.home import version_of
+from edge_agent.home import NO_RUNTIME, version_of
 from edge_agent.placement import CPU, Placement
 from edge_agent.worker import SessionError
 
@@ -142,7 +142,7 @@ def check_needs(profile: dict[str, Any], description: Description) -> None:
     try:
         import onnxruntime
     except ImportError as error:
-        raise Refused(f"this device has no onnxruntime that works: {error}", "run `edgesdk setup HOST`: it sends one") from error
+        raise Refused(f"this device has no onnxruntime that works: {error}", NO_RUNTIME) from error
     if version_of(onnxruntime.__version__) < version_of(description.onnxruntime):
         wanted = f"onnxruntime {description.onnxruntime} (opset {description.opset}, IR version {description.ir_version})"
         raise Refused(

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from edge_agent.zygote import Begun
 
 _START_S = 30
+_KEEPER_S = 6
 _SILENCE_S = 30
 _JOB_WAIT_S = 20
 _LOOK_S = 0.05
@@ -130,17 +131,20 @@ def _check_configuration(home: Path) -> None:
 
 
 def stop(home: Path) -> dict[str, Any]:
-    """Wait until it has ended. None that runs is fine."""
+    """Wait until it has ended, and what would start it again. None that runs is fine."""
+    from edge_agent import keeping
+
     running = _alive(home)
-    if running is None:
-        return {"running": False}
-    _ask(home, "POST", "/edge/stop")
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        if not os.path.exists(f"/proc/{running['pid']}") or _is_zombie(running["pid"]):
-            return {"running": False}
-        time.sleep(0.02)
-    raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
+    if running is not None:
+        _ask(home, "POST", "/edge/stop")
+        until = time.monotonic() + _START_S
+        while os.path.exists(f"/proc/{running['pid']}") and not _is_zombie(running["pid"]):
+            if time.monotonic() > until:
+                raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
+            time.sleep(0.02)
+    if not keeping.end(home, _KEEPER_S):
+        raise Failure("the process that starts the agent again and again does not end", f"see {home / 'agent.log'}")
+    return {"running": False}
 
 
 def service(home: Path, *, system: bool, user: str | None, group: str | None, providers: str | None, install: bool) -> Any:
@@ -254,8 +258,9 @@ def _was_assumed(deployment: Path) -> bool | None:
         return None
 
 
-def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, by: str | None, permissions: dict[str, bool]) -> Any:
-    """A digest, or what is staged under a name. With ``signed``, the signature comes on standard input; with ``stage``, all but the swap.
+def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | None, by: str | None, wait_s: int | None, permissions: dict[str, bool]) -> Any:
+    """A digest, or what is staged under a name. With ``signed``, the signature comes on standard input; with ``stage``, all but the swap. With ``wait_s``
+    the answer is how it goes, as `job` has it.
 
     ``permissions``: what `edge_agent.jobs.Permissions` has.
     """
@@ -263,7 +268,9 @@ def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | 
     if in_s is not None and not stage:
         return _ask(home, "POST", "/edge/staged", {"what": what, "in_s": in_s})
     signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
-    return _ask(home, "POST", "/edge/activate", {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, "by": by or _caller(), **permissions})
+    document = {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, "by": by or _caller(), **permissions}
+    started = _ask(home, "POST", "/edge/activate", document)
+    return started if wait_s is None else {**job(home, started["job"], wait_s, "verify"), **started}
 
 
 def unstage(home: Path, what: str) -> Any:
@@ -442,16 +449,8 @@ def bench(home: Path, name: str, *, runs: int, warmup: int) -> Any:
     }
 
 
-def trial(home: Path, folder: Path, descriptor: int) -> None:
-    """A child of the supervisor: never started by hand."""
-    homes.use_runtime(home)
-    from edge_agent import trial as trials
-
-    sys.exit(trials.serve(folder, home, descriptor))
-
-
 def racer(home: Path, folder: Path, descriptor: int) -> None:
-    """Likewise."""
+    """A child of the supervisor: never started by hand."""
     homes.use_runtime(home)
     from edge_agent import race as races
 
@@ -522,7 +521,8 @@ def _alive(home: Path) -> dict[str, Any] | None:
     """The running agent's process, None where none answers."""
     try:
         with Connection(home=home, timeout_s=_START_S) as connection:
-            return {"running": True, "pid": int(connection.request("GET", "/edge/alive").json()["pid"])}
+            found = connection.request("GET", "/edge/alive").json()
+            return {"running": True, "pid": int(found["pid"]), "digest": found.get("digest")}
     except AgentNotRunning:
         return None
     except ClientError as error:

@@ -1,7 +1,7 @@
 """One process that has imported numpy and onnxruntime; workers are forked from it, ready at once and sharing its memory.
 
     zygote = Zygote(home, begun(home))                 # forked from a process that has no thread yet: it imports while we do
-    worker = zygote.fork("ocr", folder, their_end, pulse)     # a Forked
+    worker = zygote.fork("ocr", folder, their_end, pulse)     # a Forked; without a pulse it is the trial of that model
     worker.wait(timeout_s=2)                           # its exit code, as subprocess has it
     zygote.close()
 
@@ -31,7 +31,7 @@ from typing import Protocol
 
 from edge_agent.home import ENVIRONMENT, installed_onnxruntime, module, resolve, use_runtime
 
-COMM = "edge-zygote"  # what `ps` shows
+COMM, TRIAL_COMM = "edge-zygote", "edge-trial"  # what `ps` shows
 
 _MESSAGE_BYTES = 1 << 16
 _PR_SET_PDEATHSIG = 1
@@ -150,15 +150,16 @@ class Zygote:
         with self._lock:
             self._running()
 
-    def fork(self, name: str, folder: Path, sock: socket.socket, pulse: int) -> Forked:
-        """A worker that serves ``sock`` and shows in the memory ``pulse`` what it is at; our copies stay ours to close. Raises OSError."""
+    def fork(self, name: str, folder: Path, sock: socket.socket, pulse: int | None = None) -> Forked:
+        """A worker that serves ``sock`` and shows in the memory ``pulse`` what it is at, or a trial; our copies stay ours to close. Raises OSError."""
+        passed = [sock.fileno(), *([] if pulse is None else [pulse])]
         with self._lock:
             for attempt in range(2):
                 zygote = self._running()
                 self._number += 1
                 made = self._forked[self._number] = Forked(self, self._number)
                 try:
-                    socket.send_fds(zygote, [json.dumps({"fork": self._number, "name": name, "folder": str(folder)}).encode()], [sock.fileno(), pulse])
+                    socket.send_fds(zygote, [json.dumps({"fork": self._number, "name": name, "folder": str(folder)}).encode()], passed)
                     return made
                 except OSError:  # it died a moment ago
                     self._lost(zygote)
@@ -279,7 +280,7 @@ def _preload(home: Path) -> None:
     if installed_onnxruntime() is None:
         return
     with contextlib.suppress(ImportError):
-        from edge_agent import serving
+        from edge_agent import serving, trial  # noqa: F401 - trials are forked from here, too
 
         serving.rehearse()
     gc.collect()
@@ -310,11 +311,17 @@ def _fork(home: Path, name: str, folder: Path, descriptors: list[int], *, ours: 
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         _end_with(parent)
-        _write("/proc/self/comm", name)
+        on_trial = len(descriptors) == 1
+        _write("/proc/self/comm", TRIAL_COMM if on_trial else name)
         _write("/proc/self/oom_score_adj", str(_WORSE_THAN_US))
-        from edge_agent import serving
+        if on_trial:
+            from edge_agent import trial
 
-        code = serving.serve(name, folder, *descriptors)
+            code = trial.serve(folder, home, *descriptors)
+        else:
+            from edge_agent import serving
+
+            code = serving.serve(name, folder, *descriptors)
     except BaseException:  # noqa: BLE001 - nothing may go back into the zygote's loop
         traceback.print_exc()
     finally:

@@ -37,6 +37,7 @@ from edgesdk.replies import (
     Activated,
     Activation,
     Answer,
+    Begun,
     Bench,
     Facts,
     Freed,
@@ -51,6 +52,7 @@ from edgesdk.replies import (
     RaceJob,
     Removed,
     Report,
+    Running,
     Status,
     TornDown,
     Trusted,
@@ -195,10 +197,10 @@ def deploy(
             preflight.check_space(plan.needed_bytes + _lacking_bytes(device, choice.manifest, facts), facts, device.host)
         if facts.mode == "system" and (plan.agent or plan.wheels):
             device.become_root()
-        setting_up.set_up(device, facts, plan, progress, signer)
-        pushed = sending.push(device, layout, choice.manifest, facts, progress)
+        setting_up.set_up(device, facts, plan, progress, signer, tried=True)
+        pushed = sending.push(device, layout, choice.manifest, facts, progress, fresh=facts.agent is None)
         result = device.activate(
-            choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, stage=stage, progress=progress
+            choice.manifest.digest, signature=signature, as_profile=choice.assumed, allowed=allowed, wait=wait, stage=stage, follow=True, progress=progress
         )
         sent.keep(layout, choice.manifest)
     converted = f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None
@@ -348,11 +350,11 @@ class Device:
 
     def race(self, start: Callable[[], str]) -> RaceJob:
         """Start a race, which returns its job, and wait for its end. ``start`` is called again where the agent forgot the job."""
-        return self._finish(RaceJob, start, silent, stage="")
+        return self._finish(RaceJob, lambda: (start(), None), silent, stage="")
 
     def look(self, start: Callable[[], str]) -> LookJob:
         """The same of a look at one model."""
-        return self._finish(LookJob, start, silent, stage="")
+        return self._finish(LookJob, lambda: (start(), None), silent, stage="")
 
     def start_race(self, session: str, document: Mapping[str, Any]) -> str:
         """Have two models timed, or looked at one, whose files have been put there for this session. Returns the job."""
@@ -379,19 +381,23 @@ class Device:
         allowed: Collection[str] = (),
         wait: bool = True,
         stage: Stage | None = None,
+        follow: bool = False,
         progress: Progress = silent,
     ) -> Activated:
         """Have the agent try the bundle of that digest, or what is staged under that name, and switch to it; with ``stage``, all but the switch.
 
         Asking again after a lost reply does nothing twice. Not to ``wait`` is for those who do not want to see the end of the probation: the device
-        ends it by itself.
+        ends it by itself. To ``follow`` saves a command, and wants an agent of this edgesdk.
         """
         words = [f"--{name}" for name in PERMISSIONS if name in allowed]
         flags = ["--by", _me(), *["--signed"] * (signature is not None), *["--as-profile"] * as_profile, *words]
 
-        def start() -> str:
-            staged = stage.flags if stage else []
-            return self._reply(JobStarted, "activate", what, *flags, *staged, stdin=[signature] if signature else []).job
+        def start() -> tuple[str, Activation | None]:
+            words, stdin = ["activate", what, *flags, *(stage.flags if stage else [])], [signature] if signature else []
+            if not follow:
+                return self._reply(JobStarted, *words, stdin=stdin).job, None
+            begun = self._reply(Begun, *words, "--wait", str(_WAIT_S), stdin=stdin)
+            return begun.job, begun
 
         return self._activated(start, progress, wait=wait)
 
@@ -417,7 +423,7 @@ class Device:
 
     def rollback(self, name: str, *, progress: Progress = silent) -> Activated:
         """Back to the version that ran before."""
-        return self._activated(lambda: self._reply(JobStarted, "rollback", name, "--by", _me()).job, progress, repeatable=False)
+        return self._activated(lambda: (self._reply(JobStarted, "rollback", name, "--by", _me()).job, None), progress, repeatable=False)
 
     def ask(self, *verb: str, stdin: Iterable[bytes] = (), silence_s: float = _SILENCE_S, most_bytes: int = transport.MAX_REPLY_BYTES) -> dict[str, Any]:
         """One verb of `edge-agent` and its reply. Raises DeviceError with what the agent says."""
@@ -434,14 +440,14 @@ class Device:
         """One verb of root's part of a set-up for the whole system (edge_agent/account.py)."""
         return self._answered(self._run("set-up", *self._as_root(self._account(*verb), stdin), silence_s=300), "set-up")
 
-    def start(self, facts: Facts) -> None:
-        """Have the agent run: as the login user, or by systemd where it is the system's."""
+    def start(self, facts: Facts) -> str | None:
+        """Have the agent run: as the login user, or by systemd where it is the system's. Which one does."""
         if self._root is None:
-            self.ask("start")
-            return
+            return self._reply(Running, "start").digest
         package, found = agent_package.build(), self.facts().onnxruntime or facts.onnxruntime
         providers = ",".join(found.providers) if found else "CPUExecutionProvider"
         self.account("service", package.digest, str(len(package.data)), providers, stdin=[package.data])
+        return self.status().agent.digest
 
     @property
     def is_root(self) -> bool:
@@ -500,7 +506,7 @@ class Device:
                     if error.final or time.monotonic() > deadline:
                         raise
 
-    def _activated(self, start: Callable[[], str], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
+    def _activated(self, start: Callable[[], tuple[str, Activation | None]], progress: Progress, *, repeatable: bool = True, wait: bool = True) -> Activated:
         result = self._finish(Activation, start, progress, repeatable=repeatable, until="" if wait else "probation").result
         assert result is not None  # `_finish` returns what has one
         return result
@@ -508,7 +514,7 @@ class Device:
     def _finish(
         self,
         kind: type[JobKind],
-        start: Callable[[], str],
+        start: Callable[[], tuple[str, JobKind | None]],
         progress: Progress,
         *,
         repeatable: bool = True,
@@ -525,8 +531,8 @@ class Device:
         job, deadline = "", None
         while True:
             try:
-                job = job or start()
-                state = self._reply(kind, "job", job, "--wait", str(_WAIT_S), *(["--stage", stage] if stage else []), silence_s=_JOB_SILENCE_S)
+                job, begun = (job, None) if job else start()
+                state = begun or self._reply(kind, "job", job, "--wait", str(_WAIT_S), *(["--stage", stage] if stage else []), silence_s=_JOB_SILENCE_S)
             except DeviceError as error:
                 if not job or "there is no job" not in str(error):
                     raise

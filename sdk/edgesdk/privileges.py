@@ -6,6 +6,7 @@ transport.run(root.argv(["id"]), stdin=root.stdin([]))
 
 import getpass
 import itertools
+import secrets
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +17,24 @@ from edgesdk.transport import Transport
 Ask = Callable[[str], str]
 
 
+# sudo reads the password, or leaves it: a rule may let this very command pass without one. The command's own input begins behind the mark ($1).
+_BEHIND_THE_MARK = 'while IFS= read -r line; do [ "$line" = "$1" ] && shift && exec "$@"; done; exit 1'
+
+
 @dataclass(frozen=True, slots=True)
 class Root:
-    """``prefix`` before each command; the password, where sudo wants one, as the first line of its input."""
+    """``prefix`` before each command; the password, where sudo wants one, as the first line of its input, which the command never sees."""
 
     prefix: tuple[str, ...] = ()
     _password: str | None = field(default=None, repr=False)
+    _mark: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
     def argv(self, command: Sequence[str]) -> list[str]:
-        return [*self.prefix, *command]
+        past = [] if self._password is None else ["sh", "-c", _BEHIND_THE_MARK, "sh", self._mark]
+        return [*self.prefix, *past, *command]
 
     def stdin(self, chunks: Iterable[bytes]) -> Iterable[bytes]:
-        return chunks if self._password is None else itertools.chain([self._password.encode() + b"\n"], chunks)
+        return chunks if self._password is None else itertools.chain([f"{self._password}\n{self._mark}\n".encode()], chunks)
 
 
 def on_terminal(question: str) -> str:

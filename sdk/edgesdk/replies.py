@@ -122,6 +122,7 @@ class Facts(Reply):
     trust: TrustFacts = TrustFacts()
     releases: dict[Text, Accepted] = {}
     user: Text | None = None
+    held: dict[Text, Count] = {}
 
 
 class Missing(Reply):
@@ -224,6 +225,10 @@ class Job(Reply):
 
 class Activation(Job):
     result: Activated | None = None
+
+
+class Begun(Activation, JobStarted):
+    """A job, and how it goes already."""
 
 
 class Ran(Reply):
@@ -509,6 +514,12 @@ class Freed(Reply):
 
 class Held(Reply):
     held: dict[str, Count]
+
+
+class Running(Reply):
+    """``digest``: which agent answers, where set-up put it there."""
+
+    digest: Text | None = None
 
 
 class Launcher(Reply):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,21 +31,33 @@ Blobs = Sequence[tuple[Descriptor, int]]  # each from an offset on
 _LARGE_BYTES = 8 << 20  # of a bundle, from which on its receiver is started early
 
 
-def archives(device: Device, agent: AgentPackage | None, wheels: Sequence[Path], progress: Progress = silent) -> None:
-    """Send what the set-up unpacks then. Each is a stage of its own, by the name of its package."""
-    stages = ([("agent", agent.digest, len(agent.data), agent.data)] if agent else []) + [
-        (wheel.name.split("-")[0], agent_package.digest_of_wheel(wheel), wheel.stat().st_size, wheel) for wheel in wheels
-    ]
+def archives(
+    device: Device,
+    agent: Sequence[AgentPackage],
+    wheels: Sequence[Path],
+    *,
+    held: Mapping[str, int],
+    then: Sequence[str],
+    progress: Progress = silent,
+) -> None:
+    """Send what the set-up unpacks, and have it do that, in one command. ``held``: what the device said that it has of them; ``then``: the set-up's verbs.
+
+    Each archive is a stage of its own, by the name of its package.
+    """
+    stages: list[tuple[str, str, int, bytes | Path]] = [("agent", part.digest, len(part.data), part.data) for part in agent]
+    stages += [(wheel.name.split("-")[0], agent_package.digest_of_wheel(wheel), wheel.stat().st_size, wheel) for wheel in wheels]
     if not stages:
         return
+    known: Mapping[str, int] | None = held
 
     def send() -> None:
-        held = parse(Held, device.bootstrap("held", *(digest for _, digest, _, _ in stages)), device.host).held
-        left = [(stage, digest, size, source, min(held.get(digest, 0), size)) for stage, digest, size, source in stages]
+        nonlocal known
+        here = known if known is not None else parse(Held, device.bootstrap("held", *(digest for _, digest, _, _ in stages)), device.host).held
+        known = None  # after a cut it has to be asked
+        left = [(stage, digest, size, source, min(here.get(digest, 0), size)) for stage, digest, size, source in stages]
         device.arrived = sum(offset for *_, offset in left)
         asked = [word for _, digest, size, _, offset in left if offset < size for word in (digest, str(size), str(offset))]
-        if asked:
-            device.bootstrap("receive", *asked, stdin=stream(left))
+        device.bootstrap("receive", *asked, "then", *then, stdin=stream(left))
 
     def stream(left: list[tuple[str, str, int, bytes | Path, int]]) -> Iterator[bytes]:
         for stage, _, size, source, offset in left:
@@ -97,8 +109,9 @@ def listed(blobs: Blobs) -> bytes:
     return json.dumps({"blobs": entries}).encode() + b"\n"
 
 
-def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent) -> tuple[int, int]:
-    """Send the blobs that the device lacks, each from where an earlier attempt was cut, or as what differs from the version that it runs.
+def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progress: Progress = silent, *, fresh: bool = False) -> tuple[int, int]:
+    """Send the blobs that the device lacks, each from where an earlier attempt was cut, or as what differs from the version that it runs. A ``fresh`` one,
+    which had no agent a moment ago, lacks all of them and is not asked.
 
     Returns how many, and how many bytes.
     """
@@ -116,15 +129,16 @@ def push(device: Device, layout: Layout, manifest: Manifest, facts: Facts, progr
                 ahead.close()
 
     def lack(put: Callable[[Blobs, Iterable[bytes]], None]) -> None:
-        nonlocal total, bytes_sent
-        missing = {entry.digest: entry.offset for entry in device.missing(blobs)}
+        nonlocal total, bytes_sent, fresh
+        missing = dict.fromkeys((blob.digest for blob in blobs), 0) if fresh else {entry.digest: entry.offset for entry in device.missing(blobs)}
         lacking = [(blob, min(missing[blob.digest], blob.size)) for blob in blobs if blob.digest in missing]
         left = sum(blob.size - offset for blob, offset in lacking)
         preflight.check_space(left, facts, device.host)
         total = max(total, left)
         bytes_sent = device.arrived = total - left  # after a cut: what the device has, not what was on its way
         wanted.update(blob.digest for blob, _ in lacking)
-        bases = _bases(device, layout, manifest, lacking)
+        bases = {} if fresh else _bases(device, layout, manifest, lacking)
+        fresh = False  # after a cut it has to be asked
         for blob, offset in lacking[:]:
             base = bases.get(blob.file) if not offset else None
             if base and blob.digest not in packed:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edge_agent.bundle import Layout
-from edgesdk import agent_package, preflight, sending, signing
+from edge_agent.bundle import Layout, digest_of
+from edgesdk import agent_package, lean, preflight, sending, signing
 from edgesdk.agent_package import AgentPackage
 from edgesdk.errors import DeviceError, Refused
 from edgesdk.privileges import Ask, on_terminal
@@ -28,18 +28,35 @@ if TYPE_CHECKING:
     from edgesdk.device import Device
 
 
+_COMPILED_BYTES = 2 << 20  # what Python writes beside the agent's modules
+
+
 @dataclass(frozen=True, slots=True)
 class SetUp:
     """What a device has to be sent before it can take a bundle."""
 
     agent: AgentPackage | None
     wheels: tuple[Path, ...]
+    abi: str = field(default="", compare=False)
 
     @property
     def needed_bytes(self) -> int:
         """On the device's disk: archives and what they unpack to, for a moment both."""
-        agent = 2 * len(self.agent.data) if self.agent else 0
-        return agent + sum(wheel.stat().st_size + agent_package.unpacked_bytes(wheel) for wheel in self.wheels)
+        agent = sum(2 * len(archive.data) for archive in self.agent_archives) + (_COMPILED_BYTES if self.agent else 0)
+        return agent + sum(archive.stat().st_size + agent_package.unpacked_bytes(archive) for archive in self.archives)
+
+    @property
+    def agent_archives(self) -> tuple[AgentPackage, ...]:
+        """The agent, and what of it is compiled, where the device's Python is this one's: a small board takes seconds for that."""
+        if self.agent is None:
+            return ()
+        data = lean.compiled(self.agent.data) if self.abi == lean.own_abi() else b""
+        return (self.agent, AgentPackage(digest_of(data), data)) if data else (self.agent,)
+
+    @property
+    def archives(self) -> tuple[Path, ...]:
+        """What is sent of the wheels. Raises DeviceError."""
+        return tuple(lean.archive(wheel, self.abi) for wheel in self.wheels)
 
 
 def fitted(
@@ -89,33 +106,30 @@ def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIM
     current = facts.agent is not None and facts.agent.digest == package.name
     oldest = max(onnxruntime, agent_package.OLDEST_ONNXRUNTIME, key=version_of)
     usable = facts.onnxruntime and facts.numpy and (prefer_installed or version_of(facts.onnxruntime.version) >= version_of(oldest))
-    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse)))
+    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse)), facts.abi)
 
 
-def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None) -> None:
-    """Send what the plan says, whom the device is to trust if it is told so, and start the agent.
+def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None, *, tried: bool = False) -> None:
+    """Send what the plan says, whom the device is to trust if it is told so, and start the agent. ``tried``: a model's trial comes next, and tells as well
+    whether onnxruntime works there.
 
     Raises DeviceError where the device then still has no onnxruntime.
     """
-    sending.archives(device, plan.agent, plan.wheels, progress)
-    digests = [agent_package.digest_of_wheel(wheel) for wheel in plan.wheels]
-    if plan.agent:
-        digest = plan.agent.digest
-        device.persistently(lambda: device.bootstrap("agent", digest, *digests))
-    if plan.wheels:
-        device.persistently(lambda: device.bootstrap("runtime", agent_package.runtime_tag(facts), *digests))
-        if device.persistently(device.facts).onnxruntime is None:
-            raise DeviceError(
-                f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
-                "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
-            )
+    archives = plan.archives
+    digests = [agent_package.digest_of_wheel(archive) for archive in archives]
+    agent = plan.agent_archives
+    # The agent's stays until the wheels are unpacked: who comes again after a cut sends nothing twice.
+    verbs = [["agent", "+".join(one.digest for one in agent), *[one.digest for one in agent if digests], *digests]] if agent else []
+    verbs += [["runtime", agent_package.runtime_tag(facts), *digests]] if digests else []
+    then = [word for number, verb in enumerate(verbs) for word in (*["then"] * bool(number), *verb)]
+    sending.archives(device, agent, archives, held=facts.held, then=then, progress=progress)
     if signer:
         line = signer.line()
         device.persistently(lambda: device.trust(line))
     # The Python that ran it last may be another one than we were let to now: a virtual environment comes and goes. That of a system is root's business.
     ours = not plan.agent and (facts.mode == "user" or device.is_root)
     moved = ours and parse(Launcher, device.persistently(lambda: device.bootstrap("launcher")), device.host).changed
-    running = facts.agent is not None and facts.agent.running
+    running, runs = facts.agent is not None and facts.agent.running, None
     if running and not (plan.agent or plan.wheels or moved):  # an update that was cut may have left an earlier agent running
         running_digest = device.persistently(device.status).agent.digest
         moved = running_digest is not None and facts.agent is not None and running_digest != facts.agent.digest
@@ -124,9 +138,14 @@ def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silen
         running = False
     if not running:
         progress("start", 0, 1)
-        device.persistently(lambda: device.start(facts))
+        runs = device.persistently(lambda: device.start(facts))
         progress("start", 1, 1)
-    if plan.agent and device.persistently(device.status).agent.digest != plan.agent.name:
+    if plan.wheels and not tried and device.persistently(device.status).agent.onnxruntime is None:
+        raise DeviceError(
+            f"onnxruntime was sent to `{device.host}`, and Python cannot load it there",
+            "is its folder mounted noexec, or is the processor older than onnxruntime asks for?",
+        )
+    if plan.agent and runs != plan.agent.name:
         raise DeviceError(
             f"the new agent does not run on `{device.host}`: the one before it does, and answers", f"`edgesdk logs {device.host}` tells why; update edgesdk"
         )
@@ -170,7 +189,7 @@ def set_up_words(facts: Facts, plan: SetUp, signer: Signer | None, *, system: bo
     lines += [f"put {facts.user} into the group edge: its members may ask the agent"] * (system and fresh and facts.user not in (None, "root"))
     if plan.agent:
         lines.append(f"send the agent, {len(plan.agent.data) / 1e6:.1f} MB, to {folder}/agent/{plan.agent.name}")
-    lines += [f"send {wheel.name}, {wheel.stat().st_size / 1e6:.1f} MB, to {folder}/runtime" for wheel in plan.wheels]
+    lines += [f"send {archive.name}, {archive.stat().st_size / 1e6:.1f} MB, to {folder}/runtime" for archive in plan.archives]
     lines += [f"trust bundles that {signer.principal} signs ({signer.fingerprint}), and no others"] * (signer is not None) if signer else []
     if fresh and folder.endswith((".local/share/edge-agent", preflight.SYSTEM_HOME)):
         lines.append("let every Python there find the client: a file edge-agent.pth in its site folder")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_externals import holding, outside
-from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, asked_while_versions_change, counter, linear, make, processes, used_s, wait_until
+from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, asked_while_versions_change, counter, linear, make, used_s, wait_until
 
 from edge_agent import connect
 from edge_agent.bundle import Layout
@@ -203,7 +203,7 @@ def test_a_trial_that_crashes_names_the_signal_and_the_old_one_answers_on(shared
     folder = make(tmp_path / "counter", counter(), name="linear", release=9, feeds=[{"n": np.array(300_000)}])
     started = shared.ask("POST", "/edge/activate", {"digest": shared.send(folder), "allow_signature_change": True})
     wait_until(lambda: shared.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
-    (pid,) = processes(f"trial\0{shared.home}")
+    (pid,) = shared.trials()
     os.kill(pid, signal.Signals[name])
     failed = shared.job(started)
     assert failed["error"]["message"] == f"the trial of linear was killed by {name}"
@@ -238,7 +238,7 @@ def test_a_first_question_that_fails_is_swapped_back(agent: Agent, tmp_path: Pat
     second = make(tmp_path / "2", counter(), release=2, feeds=[{"n": np.array(100_000)}])
     started = agent.ask("POST", "/edge/activate", {"digest": agent.send(second), "allow_signature_change": True})
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "trial")
-    trial = processes(f"trial\0{agent.home}")
+    trial = agent.trials()
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "ask")
     for pid in trial:  # the asker dies before it has its answer
         os.kill(pid, signal.SIGKILL)

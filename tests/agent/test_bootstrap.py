@@ -224,3 +224,44 @@ def test_a_teardown_ends_the_agent(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_several_verbs_are_one_command_and_what_is_unpacked_is_held(tmp_path: Path) -> None:
+    """A reply that was lost after all was done: nothing of it is wanted again."""
+    agent, first, second = archive({"edge_agent/launcher.py": LAUNCHER}), archive({"numpy/a.py": b"1"}), archive({"onnxruntime/b.py": b"2"})
+    sent = [word for data in (agent, first, second) for word in (digest_of(data), str(len(data)), "0")]
+    digests = [digest_of(data) for data in (agent, first, second)]
+    verbs = ["receive", *sent, "then", "agent", *digests[:1], *digests, "then", "runtime", "cp399-x86_64-glibc", *digests[1:]]
+    reply = ask(tmp_path, *verbs, stdin=agent + first + second)
+    assert (reply["received"], reply["agent"]) == (3, digests[0][7:23])
+    assert (tmp_path / "runtime" / reply["runtime"] / "onnxruntime" / "b.py").read_bytes() == b"2"
+    assert sorted(path.name for path in (tmp_path / "setup").iterdir()) == ["lock"]
+    held = ask(tmp_path, "held", *digests)["held"]
+    assert all(held[digest] >= len(data) for digest, data in zip(digests, (agent, first, second), strict=True))
+    again = ["receive", "then", *verbs[verbs.index("then") + 1 :]]
+    assert ask(tmp_path, *again) == {"received": 0, **{key: reply[key] for key in ("agent", "clients", "runtime")}}
+    assert ask(tmp_path, "held", digests[0], digest_of(b"other"))["held"][digest_of(b"other")] == 0
+
+
+def test_a_verb_that_fails_ends_those_behind_it_and_what_arrived_stays(tmp_path: Path) -> None:
+    data = archive({"numpy/a.py": b"1"})
+    reply = ask(
+        tmp_path, "receive", digest_of(data), str(len(data)), "0", "then", "agent", digest_of(b"none"), "then", "runtime", "cp399", digest_of(data), stdin=data
+    )
+    assert "error" in reply
+    assert ask(tmp_path, "held", digest_of(data))["held"] == {digest_of(data): len(data)}
+    assert not list((tmp_path / "runtime").iterdir())
+
+
+def test_what_came_compiled_is_not_compiled_again(tmp_path: Path) -> None:
+    source, ready = (
+        archive({"edge_agent/launcher.py": LAUNCHER, "edge_agent/a.py": b"x = 1\n"}),
+        archive({f"edge_agent/__pycache__/a.{sys.implementation.cache_tag}.pyc": b"sent"}),
+    )
+    for data in (source, ready):
+        send(tmp_path, data)
+    reply = ask(tmp_path, "agent", f"{digest_of(source)}+{digest_of(ready)}")
+    folder = tmp_path / "agent" / reply["agent"] / "edge_agent" / "__pycache__"
+    assert (folder / f"a.{sys.implementation.cache_tag}.pyc").read_bytes() == b"sent"
+    assert (folder / f"launcher.{sys.implementation.cache_tag}.pyc").stat().st_size > 100
+    assert sorted(path.name for path in (tmp_path / "setup").iterdir()) == ["lock"]

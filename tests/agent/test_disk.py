@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,58 @@ def test_a_disk_without_a_free_file_is_a_sentence_and_what_was_active_answers_on
             path.unlink(missing_ok=True)
         assert agent.activate(tmp_path / "2")["state"] == "done"
         assert answered(agent) == 8
+
+
+@contextmanager
+def failing_disk() -> Iterator[Path]:
+    """ext4 on an image: at its first error the kernel mounts it read-only, whatever is open there."""
+    with tempfile.TemporaryDirectory(prefix="disk-") as folder:
+        image, disk = Path(folder, "image"), Path(folder, "disk")
+        disk.mkdir()
+        with image.open("wb") as stream:
+            stream.truncate(96 << 20)
+        subprocess.run(["mkfs.ext4", "-q", image], check=True)
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", image, disk], check=True)
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fail(disk: Path) -> None:
+    """What a worn-out card does."""
+    device = subprocess.run(["findmnt", "-no", "SOURCE", disk], check=True, capture_output=True, text=True).stdout.strip()
+    Path("/sys/fs/ext4", Path(device).name, "trigger_fs_error").write_text("1")
+    with pytest.raises(OSError, match="Read-only"):
+        (disk / "new").touch()
+
+
+@needs_mounts
+@pytest.mark.skipif(not Path("/sys/fs/ext4").is_dir() or not Path("/dev/loop-control").exists(), reason="needs loop devices and ext4")
+@pytest.mark.e2e
+def test_a_disk_that_turned_read_only_is_a_sentence_and_what_was_active_answers_on(tmp_path: Path) -> None:
+    with failing_disk() as disk:
+        with running(disk / "home") as agent:
+            for release in (1, 2):
+                assert agent.activate(make(tmp_path / str(release), linear(release), release=release))["state"] == "done"
+            fail(disk)
+            failed = deployed(agent, make(tmp_path / "3", linear(3), release=3))
+            assert (failed["state"], "read-only" in failed["error"]["message"].lower()) == ("failed", True), failed
+            assert len(failed["error"]["message"].splitlines()) == 1 and failed["error"]["hint"]
+            failed = agent.rollback("toy")
+            assert (failed["state"], "read-only" in failed["error"]["message"].lower()) == ("failed", True), failed
+            assert answered(agent) == 8
+            os.kill(agent.worker("toy"), signal.SIGKILL)
+            wait_until(lambda: agent.model("toy")["state"] == "active" and answered(agent) == 8)
+            assert agent.verb("status")["models"][0]["release"] == "2"
+        subprocess.run(["umount", "-l", disk], check=True)
+        subprocess.run(["fsck.ext4", "-fy", disk.with_name("image")], check=False, capture_output=True)
+        subprocess.run(["mount", "-o", "loop,errors=remount-ro", disk.with_name("image"), disk], check=True)
+        with running(disk / "home") as agent:  # mended
+            wait_until(lambda: agent.model("toy")["state"] == "active")
+            assert answered(agent) == 8
+            assert agent.activate(tmp_path / "3")["state"] == "done"
+            assert answered(agent) == 12
 
 
 @needs_mounts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from test_bootstrap import LAUNCHER, ask, install
 from toys import Agent, linear, make, wait_until
 
 import edge_agent
-from edge_agent import connect, launcher
+from edge_agent import connect, keeping, launcher
 from edge_agent import home as homes
 
 MAIN = b"""import sys
@@ -176,6 +177,26 @@ def test_an_agent_that_is_killed_is_back_in_a_moment(device: Agent) -> None:
     wait_until(lambda: device._answers() and device.ask("GET", "/edge/alive")["pid"] != pid)
     wait_until(lambda: device.model("toy")["state"] == "active")
     assert answered(device) == 4
+
+
+@pytest.mark.e2e
+def test_stop_ends_what_starts_an_agent_that_dies_again_and_again(tmp_path: Path) -> None:
+    for words in (b"one", b"another"):  # there is none to go back to
+        install(tmp_path, sources(supervisor=b"raise ImportError('" + words + b"')"))
+    said = (tmp_path / "said").open("wb")
+    keep = subprocess.Popen([tmp_path / "bin" / "edge-agent", "keep"], start_new_session=True, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+    try:
+        wait_until(lambda: (tmp_path / "agent" / "starts").is_file() and int(starts(tmp_path)[2]) >= 2, 60)
+        assert keeping.keepers(tmp_path)[:1] and keep.poll() is None
+        assert run(tmp_path, "stop", "--json") == (0, 'edge-agent-reply: {"running": false}')
+        keep.wait(10)
+        before = starts(tmp_path)
+        time.sleep(2.5)
+        assert (starts(tmp_path), keeping.keepers(tmp_path)) == (before, [])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(keep.pid, 9)
+        said.close()
 
 
 @pytest.mark.e2e

@@ -83,7 +83,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
     assert set(status["agent"]) == {"version", "digest", "pid", "python", "onnxruntime", "numpy", "home", "since", "problem"}
     assert status["agent"]["numpy"] == np.__version__
     assert set(status["models"][0]) == {"name", "release", "digest", "profile", "provider", "nodes", "state", "previous", "since", "error", "pid", "count"}
-    assert idle.verb("start") == {"running": True, "pid": status["agent"]["pid"]}
+    assert idle.verb("start") == {"running": True, "pid": status["agent"]["pid"], "digest": None}
 
     packed = io.BytesIO()
     np.savez(packed, x=np.ones((1, 4), np.float32))
@@ -221,7 +221,7 @@ def test_the_probe_works_alone() -> None:
     assert set(facts) == {
         "format", "system", "architecture", "python", "executable", "abi", "libc", "board", "cpu_model", "cpu_features", "cores", "memory_bytes", "free_bytes",
         "mode", "systemd", "home", "writable", "missing_modules", "files", "governor", "temperature_c", "onnxruntime", "numpy", "agent", "trust", "releases",
-        "user", "volatile",
+        "user", "volatile", "held",
     }  # fmt: skip
     assert facts["abi"] == f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert facts["writable"] is True

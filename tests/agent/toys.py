@@ -253,6 +253,10 @@ class Agent:
         """Process and name (its first 15 letters) of every worker that runs."""
         return {pid: comm(pid) for pid in self._children(self.zygote())}
 
+    def trials(self) -> list[int]:
+        """The processes of versions that are tried."""
+        return [pid for pid, name in self.workers().items() if name == "edge-trial"]
+
     def zygote(self) -> int:
         """The process that they are forked from."""
         process = self.process

@@ -3,6 +3,7 @@
 import io
 import os
 import select
+import shutil
 import socket
 import struct
 import subprocess
@@ -242,3 +243,13 @@ def _retrained(target: Path, release: int) -> Path:
     np.savez(golden, **{f"{i}.{way}.0": value for i, x in enumerate(inputs(WIDTH)) for way, value in (("in", x), ("out", x @ full + bias))})
     bundle.write(target, [replace(made, files={**made.files, "weights.bin": matrix.tobytes(), "golden.npz": golden.getvalue()})])
     return target
+
+
+@pytest.mark.skipif(not shutil.which("csh"), reason="needs csh")
+def test_a_device_whose_login_shell_is_csh_is_set_up_like_any_other(bench: Bench, tmp_path: Path) -> None:
+    """Its words are short, and it looks for `!` in quotes; the set-up's programs are sent as one word of some ten thousand letters."""
+    bench.start(login_shell="csh")
+    done = device.attempt("pi", write_bundle(tmp_path / "v1", width=WIDTH))
+    assert done.outcome == "active", done.error
+    with device.connect("pi") as pi:
+        np.testing.assert_allclose(asked(pi), answer(inputs(WIDTH)[0], width=WIDTH), atol=1e-3)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import digest_of
-from edgesdk import agent_package, device, setting_up, signing
+from edgesdk import agent_package, device, setting_up, signing, transport
 from edgesdk.agent_package import AgentPackage
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
-from edgesdk.privileges import Ask
+from edgesdk.privileges import Ask, become
 from tests.bundles import write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
 from tests.e2e.conftest import keygen
@@ -159,6 +159,12 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
             assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
             assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
             assert asked_for == ["password of pi on system, for sudo: "] * 2
+            with transport.connect(board.name) as plain:
+                root = become(plain, typed("open sesame"))
+                assert plain.run(root.argv(["cat"]), stdin=root.stdin([b"fed"])).stdout == b"fed"
+                board.ssh("echo 'pi ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/pi", user="root")
+                assert plain.run(root.argv(["cat"]), stdin=root.stdin([b"fed"])).stdout == b"fed", "sudo left the password to the command"
+                board.ssh("rm /etc/sudoers.d/pi", user="root")
             keygen(tmp_path / "ana")
             assert pi.trust(signing.read(tmp_path / "ana").line()).demanded, "whom a system trusts is root's to say"
             with pytest.raises(Refused, match="is not signed"):

@@ -25,6 +25,7 @@ ask_password: Callable[[str], str | None] | None = None
 
 # What reaches a login shell as it is; everything else travels as an octal number.
 _PLAIN = frozenset((string.ascii_letters + string.digits + " _./=:,+@%-").encode())
+_MOST_LETTERS = 200  # of a word, each up to five
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,12 @@ def command_line(argv: Sequence[str]) -> str:
     r"""The one place where arguments become text for a shell.
 
     >>> command_line(["echo", "it's"])
-    'sh -c \'eval "$(printf %b "exec echo \\0047it\\0047\\0042\\0047\\0042\\0047s\\0047")"\''
+    'sh -c \'eval "$(printf %b "$@")"\' sh \'exec echo \\0047it\\0047\\0042\\0047\\0042\\0047s\\0047\''
 
     The login shell may be bash, dash, fish or csh, which agree on little more than single quotes around plain letters.
-    So it only starts `sh`, and quotes, backslashes and line ends come out of printf there.
+    So it only starts `sh`, and quotes, backslashes and line ends come out of printf there. No word is long: csh takes 1,024 letters.
     """
     script = f"exec {shlex.join(argv)}".encode()
-    encoded = "".join(chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in script)
-    return f"""sh -c 'eval "$(printf %b "{encoded}")"'"""
+    letters = [chr(byte) if byte in _PLAIN else f"\\0{byte:03o}" for byte in script]
+    words = ("".join(letters[start : start + _MOST_LETTERS]) for start in range(0, len(letters), _MOST_LETTERS))
+    return f"""sh -c 'eval "$(printf %b "$@")"' sh {" ".join(f"'{word}'" for word in words)}"""
