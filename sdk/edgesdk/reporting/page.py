@@ -15,13 +15,19 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from edgesdk.reporting.section import MOST_ROWS, Chart, Column, Row, Section, shown
+from edgesdk.reporting.section import Chart, Column, Row, Section, shown
 
 if TYPE_CHECKING:
     from edgesdk.reporting import Report
 
+MOST_BYTES = 1_000_000
+CELLS = (6000, 2400, 1000, 400, 100)  # of a table: the first number with which the page is small enough
+MOST_CHARTS = 20  # of a section
+MOST_SENTENCES = 40
+MOST_BESIDE = 5  # columns of facts
+MOST_UNFOLDED = 3  # rows that stand below a chart at once
+
 # What Plot writes into each of its pictures, so that the policy can name it; charts.js gives them this class.
-_PLOT_CLASS = "plot"
 _PLOT_STYLE = """:where(.plot) {
   --plot-background: white;
   display: block;
@@ -38,13 +44,21 @@ _IN_JSON = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}  # c
 
 
 def html(report: "Report") -> str:
-    """The whole file."""
+    """The whole file, below a megabyte: of what is large the tables show the first rows, and say so."""
+    for cells in CELLS:
+        page = _page(report, cells)
+        if len(page.encode()) < MOST_BYTES:
+            break
+    return page
+
+
+def _page(report: "Report", cells: int) -> str:
     style, scripts = _file("page.css"), [_file(name) for name in _SCRIPTS]
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src {_digest(style)} {_digest(_PLOT_STYLE)}; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    charts = [chart for section in report.sections for chart in section.charts]
+    charts = [chart for section in report.sections for chart in section.charts[:MOST_CHARTS]]
     numbers = {id(chart): number for number, chart in enumerate(charts)}
     data = json.dumps([{"kind": chart.kind, "data": _brief(chart.data)} for chart in charts], ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return "\n".join(
@@ -55,7 +69,7 @@ def html(report: "Report") -> str:
             f'<title>{escape(report.title)}</title>\n<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>',
             *_header(report),
             "<main>",
-            *(line for section in report.sections for line in _section(section, numbers)),
+            *(line for section in report.sections for line in _section(section, numbers, cells)),
             *_lacks(report),
             "</main>",
             "<footer><p>Made by edgesdk. Drawn with Observable Plot and D3, whose terms lie in the source of this file.</p></footer>",
@@ -76,17 +90,18 @@ def _header(report: "Report") -> Iterator[str]:
     yield f'<nav aria-label="Sections"><ul>{links}</ul></nav>\n</header>'
 
 
-def _section(section: Section, numbers: dict[int, int]) -> Iterator[str]:
+def _section(section: Section, numbers: dict[int, int], cells: int) -> Iterator[str]:
     yield f'<section id="{section.key}" aria-labelledby="{section.key}-title">\n<h2 id="{section.key}-title">{escape(section.title)}</h2>'
-    yield from (f"<p>{escape(sentence)}</p>" for sentence in section.said)
-    for chart in section.charts:
+    yield from (f"<p>{escape(sentence)}</p>" for sentence in section.said[:MOST_SENTENCES])
+    for chart in section.charts[:MOST_CHARTS]:
         yield from _figure(chart, numbers[id(chart)])
-    if section.rows:
-        shown_rows = section.rows[:MOST_ROWS]
-        left_out = f'<p class="soft">{len(section.rows) - MOST_ROWS} more rows: `edgesdk report --json` has them.</p>' if len(section.rows) > MOST_ROWS else ""
-        made = _facts(section, shown_rows) if section.facts and len(shown_rows) < 5 else _table(section, shown_rows)
-        folded = section.charts and len(shown_rows) > 3
-        yield f"<details><summary>{escape(section.title)} as a table</summary>{made}{left_out}</details>" if folded else made + left_out
+    rows = section.rows[: max(1, cells // len(section.columns))]
+    if len(section.charts) > MOST_CHARTS or len(section.rows) > len(rows):
+        yield f'<p class="soft">The first of {len(section.charts)} charts and {len(section.rows)} rows: <code>edgesdk report --json</code> has all.</p>'
+    if rows:
+        made = _facts(section, rows) if section.facts and len(rows) < MOST_BESIDE else _table(section, rows)
+        folded = section.charts and len(rows) > MOST_UNFOLDED
+        yield f"<details><summary>{escape(section.title)} as a table</summary>{made}</details>" if folded else made
     yield "</section>"
 
 

@@ -13,7 +13,6 @@ from edgesdk.units import bytes_text
 
 Form = Literal["text", "count", "ms", "number", "bytes", "share", "signed", "ratio"]
 Row = dict[str, Any]
-MOST_ROWS = 400  # of a table on the page; `rows` and `to_dict` have all
 _CUT = "…"
 
 Value = TypeVar("Value")
@@ -99,6 +98,11 @@ def _clean(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(map(_clean, value))
     return value
+
+
+def interval(ends: tuple[float, float] | None, form: str) -> str | None:
+    """Its ends in that format."""
+    return f"{ends[0]:{form}} … {ends[1]:{form}}" if ends else None
 
 
 def short(text: str, most: int = 60) -> str:
