@@ -229,6 +229,30 @@ def tuned(name: str) -> dict[str, Any]:
     }
 
 
+def evaluated(name: str) -> dict[str, Any]:
+    """Of `evaluate --json`."""
+    against = {"name": "model.onnx", "score": 0.92, "drop": 0.01, "interval": [0.0, 0.02], "lost": 12, "gained": 2}
+    return {
+        "schema": 1,
+        "kind": "evaluate",
+        "name": name,
+        "release": 2,
+        "metric": "top-1",
+        "source": "evaluation.npz",
+        "score": 0.91,
+        "interval": [0.9, 0.92],
+        "samples": 1000,
+        "asked": 1000,
+        "against": against,
+        "host": "pi",
+        "device": "Raspberry Pi 5",
+        "provider": "CPUExecutionProvider",
+        "nodes": "all nodes on CPU",
+        "started": "2026-03-01T08:00:00+00:00",
+        "seconds": 20.0,
+    }
+
+
 def write(folder: Path, *, hostile: bool = False) -> list[Path]:
     """Something for every section; the files."""
     bad = list(HOSTILE) if hostile else ["ocr", "pi-1", "hall-2/camera", "old.onnx", "new.onnx", "model.onnx"]
@@ -244,6 +268,8 @@ def write(folder: Path, *, hostile: bool = False) -> list[Path]:
         compared(after, after, bad[0] if hostile else "no difference seen", 1.0, 0.98, 1.02),
         inspected(inspection),
         tuned(model),
+        evaluated(model),
+        {**evaluated(other), "interval": None, "against": None},
     ]
     paths = [folder / f"{place}.json" for place in range(len(documents))]
     for path, document in zip(paths, documents, strict=True):

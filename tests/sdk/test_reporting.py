@@ -29,6 +29,7 @@ from tests.sdk import reported
 SECTIONS = [
     "devices",
     "frontier",
+    "accuracy",
     "comparisons",
     "tuning",
     "latency",
@@ -176,6 +177,7 @@ def test_a_file_that_was_changed_is_read_or_refused(tmp_path_factory: pytest.Tem
         reported.compared("a", "b", "faster", 1.2, 1.1, 1.3),
         reported.inspected("m"),
         reported.tuned("a"),
+        reported.evaluated("a"),
     )
     document = dict(data.draw(st.sampled_from(makers)))
     document[data.draw(st.sampled_from(sorted(document)))] = value

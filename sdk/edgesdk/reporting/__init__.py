@@ -4,7 +4,7 @@
     Path("out.html").write_text(made.to_html())               # one file, which fetches nothing
     pandas.DataFrame(made.rows("latency"))                    # flat dicts, one a version and device
 
-`gathering` asks and reads, `latencies` and `models` make sections of it, `page` draws them. A section is there only where there is data; for
+`gathering` asks and reads, `latencies`, `models` and `verdicts` make sections of it, `page` draws them. A section is there only where there is data; for
 the others `lacks` says which command would give it.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesdk.progress import Progress, silent
-from edgesdk.reporting import gathering, latencies, models
+from edgesdk.reporting import gathering, latencies, models, verdicts
 from edgesdk.reporting.gathering import Found
 from edgesdk.reporting.section import Chart, Column, Row, Section, clean
 
@@ -25,8 +25,9 @@ SCHEMA = 1
 _SECTIONS = (
     (latencies.devices, "a comparison of devices", "edgesdk report --fleet fleet.toml"),
     (models.frontier, "accuracy against latency", "edgesdk package …, then name the bundle"),
-    (models.comparisons, "comparisons", "edgesdk compare A B --json > compared.json"),
-    (models.tuning, "settings that were tried", "edgesdk tune MODEL --on HOST --json > tuned.json"),
+    (verdicts.accuracy, "accuracy on devices", "edgesdk evaluate MODEL --on HOST --json > evaluated.json"),
+    (verdicts.comparisons, "comparisons", "edgesdk compare A B --json > compared.json"),
+    (verdicts.tuning, "settings that were tried", "edgesdk tune MODEL --on HOST --json > tuned.json"),
     (latencies.latency, "latencies", "edgesdk bench HOST NAME -o bench.json"),
     (latencies.measurements, "measurements", "edgesdk bench HOST NAME -o bench.json"),
     (latencies.history, "latency over time", "edgesdk bench HOST NAME -o again.json, another day"),

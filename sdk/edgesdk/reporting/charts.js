@@ -97,7 +97,7 @@
       const names = rows.map((row) => row.name), side = named(width, names);
       const colour = (row) => row.outlier ? "var(--c1)" : "var(--c0)";
       return [legend([{name: "p50", kind: "circle", place: 0}, ...rows.some((row) => row.outlier) ? [{name: "p50, far above the others", kind: "triangle", place: 1}] : []]), plot(width, {
-        height: side.height(rows.length, 24) + 8, marginTop: 28, marginLeft: side.marginLeft,
+        height: side.height(rows.length, 26) + 28, marginTop: 28, marginLeft: side.marginLeft,
         x: {...scale(rows.flatMap((row) => [row.p50, row.p99]), width, "latency, ms: from p50 by p90 to p99"), grid: true}, y: {type: "band", domain: names, label: null, axis: null, padding: side.beside ? 0.45 : 0.7},
         marks: [...side.marks(rows),
           ...rows.length < 3 ? [] : [Plot.ruleX([median], {stroke: "currentColor", strokeDasharray: "4 4"}),
@@ -178,6 +178,16 @@
           Plot.ruleY(rows, {y: "name", x1: "low", x2: "high", stroke: (row) => look(row)[1], strokeWidth: 3}),
           ...verdicts.map(({name, kind}) => Plot.dot(rows.filter((row) => row.verdict === name), {y: "name", x: "speedup", r: 6, symbol: kind, fill: look({verdict: name})[1], stroke: "var(--card)"})),
           Plot.tip(rows, Plot.pointer({y: "name", x: "speedup", title: (row) => `${row.name}\n${row.verdict}\n${row.speedup.toFixed(3)} (${row.low.toFixed(3)} … ${row.high.toFixed(3)})`}))]})];
+    },
+
+    scores({rows, metric}, width) {
+      const names = rows.map((row) => row.name), side = named(width, names), judged = rows.filter((row) => row.original !== null);
+      return [legend([{name: "on the device", kind: "circle", place: 0}, ...judged.length ? [{name: "the original, on the host", kind: "square", place: 5}] : []]), plot(width, {height: side.height(rows.length, 34), marginLeft: side.marginLeft,
+        x: {label: metric, ticks: ticks(width), nice: true, grid: true}, y: {type: "band", domain: names, label: null, axis: null, padding: 0.5},
+        marks: [...side.marks(rows), Plot.ruleY(rows, {y: "name", x1: "low", x2: "high", stroke: "var(--c0)", strokeWidth: 2}),
+          Plot.dot(judged, {y: "name", x: "original", symbol: "square", r: 6, stroke: "var(--c5)", strokeWidth: 2}),
+          Plot.dot(rows, {y: "name", x: "score", r: 5, fill: "var(--c0)"}),
+          Plot.tip(rows, Plot.pointer({y: "name", x: "score", title: (row) => `${row.name}\n${row.score.toFixed(4)} (${row.low.toFixed(4)} … ${row.high.toFixed(4)})` + (row.original === null ? "" : `\nthe original ${row.original.toFixed(4)}`)}))]})];
     },
 
     bars({bars, unit, form}, width) {

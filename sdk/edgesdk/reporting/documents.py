@@ -252,15 +252,36 @@ class Tuned(Reply):
         return f"{self.name} on {self.host or self.device}"
 
 
-class Other(Reply):
-    """A result of a kind that is shown as it is."""
+class Against(Reply):
+    """The original on the same samples; the interval is of the drop."""
 
-    kind: Text
-    title: Text
-    document: dict[str, Any]
+    name: Text = ""
+    score: Number
+    drop: Number
+    interval: Interval | None = None
+    lost: Count = 0
+    gained: Count = 0
 
 
-Document: TypeAlias = Bundled | Inspected | Compared | Tuned | Result | Other
+class Evaluated(Reply):
+    """A score on a device. ``interval``: 95 %, None where the function gives one number."""
+
+    name: Text
+    release: Count | None = None
+    metric: Text
+    score: Number
+    interval: Interval | None = None
+    samples: Count | None = None
+    against: Against | None = None
+    host: Text | None = None
+    device: Text = ""
+    provider: Text | None = None
+    nodes: Text | None = None
+    source: Text = ""
+    started: Text = ""
+
+
+Document: TypeAlias = Bundled | Inspected | Compared | Tuned | Evaluated | Result
 Kind = TypeVar("Kind", bound=Reply)
 
 
@@ -300,7 +321,7 @@ def _result(path: Path) -> Document:
         return _parsed(Compared, document, path)
     if document["kind"] == "tune":
         return _parsed(Tuned, document, path)
-    return Other(kind=document["kind"], title=str(document.get("name") or path.stem), document=document)
+    return _parsed(Evaluated, document, path)
 
 
 def _json(path: Path) -> Any:

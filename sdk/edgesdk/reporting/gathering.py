@@ -13,7 +13,7 @@ from edgesdk import device, replies
 from edgesdk.errors import DeviceError, EdgeSDKError
 from edgesdk.progress import Progress, silent
 from edgesdk.reporting import documents
-from edgesdk.reporting.documents import Bundled, Compared, Inspected, Other, Tuned
+from edgesdk.reporting.documents import Bundled, Compared, Evaluated, Inspected, Tuned
 from edgesdk.results import Result
 
 AT_ONCE = 8  # devices that are asked
@@ -37,7 +37,7 @@ class Found:
     compared: tuple[Compared, ...] = ()
     tuned: tuple[Tuned, ...] = ()
     results: tuple[Result, ...] = ()
-    others: tuple[Other, ...] = ()
+    evaluated: tuple[Evaluated, ...] = ()
 
     @property
     def sustained(self) -> tuple[Result, ...]:
@@ -54,7 +54,7 @@ def gather(hosts: Sequence[str], *, name: str | None = None, files: Sequence[Pat
         compared=tuple(each for each in read if isinstance(each, Compared)),
         tuned=tuple(each for each in read if isinstance(each, Tuned)),
         results=tuple(each for each in read if isinstance(each, Result)),
-        others=tuple(each for each in read if isinstance(each, Other)),
+        evaluated=tuple(each for each in read if isinstance(each, Evaluated)),
     )
 
 

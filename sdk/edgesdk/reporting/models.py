@@ -1,18 +1,16 @@
-"""What is known of models: what was tried and what it cost, which is faster, what a run needs, and where it ran."""
+"""What is known of models: what was tried and what it cost, what a run needs, and where it ran."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from edgesdk import knobs
-from edgesdk.reporting.documents import Bundled, Compared, Kernel, Tried
+from edgesdk.reporting.documents import Bundled, Kernel, Tried
 from edgesdk.reporting.gathering import Found
 from edgesdk.reporting.section import Chart, Column, Row, Section, interval, short, unique
 
 MOST_BARS = 12
 MOST_PLACED = 40
-MOST_COMPARISONS = 40
 _PLACED = re.compile(r"(\d+) of (\d+) nodes on ([^,]+)")
 _ALL = re.compile(r"all nodes on ([^,]+)")
 
@@ -54,80 +52,6 @@ def frontier(found: Found) -> Section | None:
             *(Column("bundle", "bundle"), Column("label", "what"), Column("became", "became"), Column("ms", "latency, ms", "ms")),
             *(Column("speedup", "speed-up", "ratio"), Column("low", "from", "ratio"), Column("high", "to", "ratio"), Column("change", "accuracy", "signed")),
             Column("note", "why"),
-        ),
-        rows=tuple(rows),
-        charts=tuple(charts),
-    )
-
-
-def comparisons(found: Found) -> Section | None:
-    """Ratios of latencies with their intervals and verdicts."""
-    if not found.compared:
-        return None
-    told = found.compared
-    names = unique([f"{short(each.after, 36)} against {short(each.before, 36)}" for each in told])
-    rows = [{"name": name, **{key: getattr(each, key) for key in ("speedup", "low", "high", "verdict")}} for name, each in zip(names, told, strict=True)]
-    chart = Chart(
-        kind="ratios",
-        title="How many times as fast the second is",
-        about=" ".join(f"{row['name']}: {row['verdict']}, {row['speedup']:.3f} ({row['low']:.3f} to {row['high']:.3f})." for row in rows[:MOST_COMPARISONS]),
-        data={"rows": rows[:MOST_COMPARISONS]},
-    )
-    columns = (Column("before", "first"), Column("after", "second"), Column("verdict", "the second is"), Column("speedup", "speed-up", "ratio"))
-    interval = (Column("low", "from", "ratio"), Column("high", "to", "ratio"), Column("before_ms", "first, ms", "ms"), Column("after_ms", "second, ms", "ms"))
-    return Section(
-        key="comparisons",
-        title="Comparisons",
-        said=("1 is as fast, 2 twice as fast. The interval holds in 99 % of cases, however often it was looked at; one that holds 1 shows no difference.",),
-        columns=(*columns, *interval, Column("restarts", "restarts", "count"), Column("stopped", "stopped"), Column("device", "device")),
-        rows=tuple({column.key: getattr(each, column.key) for column in (*columns, *interval)} | _ran(each) for each in told),
-        charts=(chart,),
-    )
-
-
-def tuning(found: Found) -> Section | None:
-    """What settings were tried, and what each gave."""
-    if not found.tuned:
-        return None
-    rows, charts, said = list[Row](), list[Chart](), list[str]()
-    for each in found.tuned:
-        chosen = knobs.in_words(each.settings) if each.settings else "the profile's settings stay"
-        said.append(f"{each.title}: {chosen}; {knobs.in_words(each.candidate)}: {each.verdict}, {each.speedup:.3f} ({each.low:.3f} to {each.high:.3f}).")
-        tried: list[Row] = [
-            {"tuned": each.title, "settings": knobs.in_words(one.settings), "speedup": one.speedup, "restarts": one.restarts, "ms": one.ms}
-            for one in each.tried
-        ]
-        rows += [{**row, "note": one.note} for row, one in zip(tried, each.tried, strict=True)]
-        final: Row = {
-            "tuned": each.title,
-            "settings": f"{knobs.in_words(each.candidate)}, confirmed",
-            "speedup": each.speedup,
-            "low": each.low,
-            "high": each.high,
-        }
-        rows.append({**final, "restarts": each.restarts, "ms": each.after_ms, "note": each.verdict})
-        ran = sorted((row for row in tried if row["speedup"] is not None), key=lambda row: -row["speedup"])[:MOST_PLACED]
-        names = unique([short(str(row["settings"]), 60) for row in [final, *ran]])
-        bars = [
-            {"name": name, "speedup": row["speedup"], "low": row.get("low", row["speedup"]), "high": row.get("high", row["speedup"])}
-            for name, row in zip(names, [final, *ran], strict=True)
-        ]
-        verdicts = [each.verdict, *("in the search" for _ in ran)]
-        charts.append(
-            Chart(
-                kind="ratios",
-                title=f"{each.title}: times as fast as with the profile's settings",
-                about=said[-1],
-                data={"rows": [{**bar, "verdict": verdict} for bar, verdict in zip(bars, verdicts, strict=True)]},
-            )
-        )
-    return Section(
-        key="tuning",
-        title="Settings that were tried",
-        said=(*said, "In the search a setting has a few restarts only; the best one started again from nothing, and its interval holds in 99 % of cases."),
-        columns=(
-            *(Column("tuned", "model"), Column("settings", "settings"), Column("speedup", "speed-up", "ratio"), Column("low", "from", "ratio")),
-            *(Column("high", "to", "ratio"), Column("ms", "ms", "ms"), Column("restarts", "restarts", "count"), Column("note", "became")),
         ),
         rows=tuple(rows),
         charts=tuple(charts),
@@ -458,7 +382,3 @@ def _measured(bundle: Bundled) -> Row:
     row |= {"metric": accuracy.metric, "accuracy_before": accuracy.before, "accuracy_after": accuracy.after, "drop": accuracy.drop}
     row |= {"drop_interval": interval(accuracy.interval, "+.4f"), "samples": accuracy.samples, "judged_by": accuracy.source}
     return row | {"lost": accuracy.lost, "gained": accuracy.gained}
-
-
-def _ran(compared: Compared) -> Row:
-    return {"restarts": compared.restarts, "stopped": compared.stopped, "device": compared.host or compared.device}
