@@ -135,6 +135,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     stream.add_argument("name", nargs="?", help="a model that is active")
     stream.add_argument("--race", metavar="SESSION", help="one whose files were put there for that session; which, as a line of JSON before the first question")
+    measure = verb("measure", "time one model; what, as JSON on standard input", lambda v, home, a: v.measure(home, a.session, stop=a.stop))
+    measure.add_argument("session")
+    measure.add_argument("--stop", action="store_true", help="end it with what there is by now")
     rollback = verb("rollback", "make the previous bundle active again", lambda v, home, a: v.rollback(home, a.name, by=a.by))
     rollback.add_argument("name")
     for one in (activate, rollback):
@@ -184,7 +187,8 @@ def _parser() -> argparse.ArgumentParser:
     racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
     looker = verb("looker", None, lambda v, home, a: v.looker(home, a.folder, a.descriptor))
     answerer = verb("answerer", None, lambda v, home, a: v.answerer(home, a.folder, a.connection, a.descriptor))
-    for child in (racer, looker, answerer):
+    measurer = verb("measurer", None, lambda v, home, a: v.measurer(home, a.folder, a.descriptor))
+    for child in (racer, looker, answerer, measurer):
         child.add_argument("folder", type=Path)
         if child is answerer:
             child.add_argument("connection", type=int)

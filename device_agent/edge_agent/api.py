@@ -136,6 +136,14 @@ def _stream(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response
     return Response(101, headers={"Upgrade": answering.PROTOCOL}, hand_over=agent.races.stream(groups[0], document_of(request)))
 
 
+def _measure(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"job": agent.races.measure(groups[0], document_of(request)).identity}, 202)
+
+
+def _stop_measuring(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
+    return json_response({"stopped": agent.races.stop(groups[0])})
+
+
 def _end_race(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
     return json_response({"freed_bytes": agent.races.end(groups[0])})
 
@@ -304,6 +312,8 @@ _ROUTES: list[tuple[str, re.Pattern[str], Handler]] = [
         ("PUT", f"/edge{_RACE}/blobs/([0-9a-f]{{64}})", _put),
         ("POST", "/edge/races/([0-9a-f]{16})", _race),
         ("POST", "/edge/races/([0-9a-f]{16})/stream", _stream),
+        ("POST", "/edge/races/([0-9a-f]{16})/measure", _measure),
+        ("POST", "/edge/races/([0-9a-f]{16})/stop", _stop_measuring),
         ("DELETE", "/edge/races/([0-9a-f]{16})", _end_race),
         ("POST", "/edge/activate", _activate),
         ("POST", "/edge/staged", _staged),

@@ -68,6 +68,19 @@ class Child:
         self._socket.settimeout(timeout_s)
         try:
             frames.send(self._socket, question)
+        except OSError as error:
+            raise self._gone() from error
+        return self.answer(timeout_s=timeout_s, stage=stage)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """From another thread, or after a question whose answer was not waited for. One that has ended by now hears nothing."""
+        with contextlib.suppress(OSError):
+            frames.send(self._socket, message)
+
+    def answer(self, *, timeout_s: float, stage: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Wait for the answer to the last question. Raises as `ask` does."""
+        self._socket.settimeout(timeout_s)
+        try:
             head, _ = frames.receive(self._socket)
             while "stage" in head:
                 stage(head["stage"])
@@ -75,11 +88,14 @@ class Child:
         except socket.timeout as error:
             raise ChildDied(f"{self._what} did not end within {timeout_s:g} s", "see `edge-agent logs`") from error
         except (OSError, EOFError, ValueError) as error:
-            raise ChildDied(f"{self._what} {ended(end(self._process))}", "see `edge-agent logs`; does the model run on the host?") from error
+            raise self._gone() from error
         if "error" in head:
             raise ChildFailed(head["error"]["message"], head["error"]["hint"])
         result: dict[str, Any] = head["result"]
         return result
+
+    def _gone(self) -> ChildDied:
+        return ChildDied(f"{self._what} {ended(end(self._process))}", "see `edge-agent logs`; does the model run on the host?")
 
 
 def spawn(verb: str, *arguments: str, home: Path, lent: Sequence[int] = ()) -> tuple[subprocess.Popen[bytes], socket.socket]:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edge_agent import frames
+from edge_agent import frames, measurements
 from edge_agent.blobs import Blobs, Missing, StoreError, free_bytes, size_of
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.child import Child, ChildDied, ChildFailed
@@ -36,12 +36,12 @@ from edge_agent.jobs import Job
 SESSION = re.compile(r"[0-9a-f]{16}")
 FILES = ("model.onnx", "weights.bin")
 LONGEST_S = 600
+MOST_INPUTS = 1000
 
 _OPEN_S = 1800  # an engine build takes ten minutes
 _SLOWEST_S = 600  # beyond its limit, for the twenty pairs that there have to be
 _KEPT_S = 3600
 _STREAM_S = 7 * 86400  # as long as somebody asks: it ends with the connection
-_MOST_INPUTS = 1000
 _MOST_LOOKS = 1000
 
 
@@ -154,6 +154,20 @@ class Races:
             with contextlib.suppress(OSError):
                 frames.send(connection, {"error": {"message": str(error), "hint": error.hint}})
 
+    def measure(self, name: str, document: Mapping[str, Any]) -> Job:
+        """Start the measurement of one model as a job. Raises as `start` does."""
+        session, wanted = self._entered(name, new=False), measurements.parse(document)
+        _check_there(session, *wanted.files)
+        return self._deployments.in_turn(f"measurement {name}", lambda job: measurements.run(job, session, wanted, self._home, self._deployments))
+
+    def stop(self, name: str) -> bool:
+        """Have a measurement under way end with what there is. Whether one was. Raises UnknownRace."""
+        child = self._entered(name, new=False).child
+        if child is None:
+            return False
+        child.tell({"stop": True})
+        return True
+
     def end(self, name: str) -> int:
         """Remove what it left, and end its race if one is under way. The bytes freed; 0 where it has ended already."""
         with self._lock:
@@ -242,8 +256,8 @@ def parse_look(document: Mapping[str, Any]) -> Look:
     """What a host sent. Raises BundleError for anything that is no look."""
     try:
         inputs, runs = tuple(document["inputs"]), document["runs"]
-        look = Look(parse_files(document["model"]), _descriptor(document["feeds"]), inputs, parse_profile(document["profile"]), runs)
-        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= _MOST_INPUTS or type(runs) is not int or not 0 < runs <= _MOST_LOOKS:
+        look = Look(parse_files(document["model"]), parse_descriptor(document["feeds"]), inputs, parse_profile(document["profile"]), runs)
+        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= MOST_INPUTS or type(runs) is not int or not 0 < runs <= _MOST_LOOKS:
             raise ValueError("inputs or runs")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"what came is no look: {error}"[:200], "is this host's edgesdk of another version?") from error
@@ -257,8 +271,8 @@ def parse(document: Mapping[str, Any]) -> Race:
         limit_s = float(document["limit_s"])
         profiles = document["profiles"] if "profiles" in document else [document["profile"]] * 2
         first, second = map(parse_profile, profiles)
-        race = Race(parse_files(document["before"]), parse_files(document["after"]), _descriptor(document["feeds"]), inputs, (first, second), limit_s)
-        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= _MOST_INPUTS or not 0 < limit_s <= LONGEST_S:
+        race = Race(parse_files(document["before"]), parse_files(document["after"]), parse_descriptor(document["feeds"]), inputs, (first, second), limit_s)
+        if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= MOST_INPUTS or not 0 < limit_s <= LONGEST_S:
             raise ValueError("inputs or limit_s")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"what came is no race: {error}"[:200], "is this host's edgesdk of another version?") from error
@@ -266,13 +280,13 @@ def parse(document: Mapping[str, Any]) -> Race:
 
 
 def parse_files(document: Mapping[str, Any]) -> dict[str, Descriptor]:
-    files = {name: _descriptor(entry) for name, entry in document.items()}
+    files = {name: parse_descriptor(entry) for name, entry in document.items()}
     if FILES[0] not in files or not set(files) <= set(FILES):
         raise ValueError(f"a model is {FILES[0]}, and may have {FILES[1]}")
     return files
 
 
-def _descriptor(document: Mapping[str, Any]) -> Descriptor:
+def parse_descriptor(document: Mapping[str, Any]) -> Descriptor:
     size = document["size"]
     if type(size) is not int or size < 0:
         raise ValueError("a size is a number of bytes")

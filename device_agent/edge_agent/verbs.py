@@ -355,6 +355,13 @@ def race(home: Path, session: str, *, end: bool) -> Any:
     return _ask(home, "POST", _place(session), _parsed(b"".join(_standard_input(None)), '{"before": …, "after": …, "feeds": …, …}: docs/device.md'))
 
 
+def measure(home: Path, session: str, *, stop: bool) -> Any:
+    """Time one model, deployed or put there; `job` tells how it went. With ``stop``, end one under way with what there is."""
+    if stop:
+        return _ask(home, "POST", f"{_place(session)}/stop")
+    return _ask(home, "POST", f"{_place(session)}/measure", _parsed(b"".join(_standard_input(None)), '{"name": …, "wanted": …, …}: docs/device.md'))
+
+
 def rollback(home: Path, name: str, *, by: str | None) -> Any:
     return _ask(home, "POST", f"/edge/models/{_name(name)}/rollback", {"by": by or _caller()})
 
@@ -495,6 +502,14 @@ def stream(home: Path, name: str | None, race: str | None) -> None:
         sys.stdout.write(f"{facts_of.FRAME}{json.dumps(ready)}\n")
         sys.stdout.flush()
         answering.bridge(sock, source.left())
+
+
+def measurer(home: Path, folder: Path, descriptor: int) -> None:
+    """Likewise."""
+    homes.use_runtime(home)
+    from edge_agent import measure as measuring
+
+    sys.exit(measuring.serve(folder, home, descriptor))
 
 
 # asking the agent

@@ -16,7 +16,7 @@ STORY = (
     "edgesdk package --quick",  # compress it, prove that it still reads, pack it; without --quick it searches longer
     "edgesdk deploy local",  # bring it to the device, which is this machine
     "python read.py line.png",  # ask it
-    "edgesdk bench local line-reader --runs 50",  # how long does that take?
+    "edgesdk bench local line-reader --limit-s 10",  # how long does that take?
     "edgesdk report local",  # what programs have seen so far
 )
 

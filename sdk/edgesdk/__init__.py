@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from edgesdk.profiles import find as find_profile
     from edgesdk.pruning import Goal, prune
     from edgesdk.reporting import report
+    from edgesdk.timing import bench
     from edgesdk.tuning import Tuned, tune
     from edgesdk.verification import verify
 
@@ -39,6 +40,7 @@ __all__ = [
     "Profile",
     "Request",
     "Tuned",
+    "bench",
     "compare",
     "connect",
     "deploy",
@@ -65,6 +67,7 @@ _HOMES = {
     "Profile": "profiles",
     "Request": "packaging",
     "Tuned": "tuning",
+    "bench": "timing",
     "compare": "comparison",
     "connect": "device",
     "deploy": "device",

@@ -38,7 +38,6 @@ from edgesdk.replies import (
     Activation,
     Answer,
     Begun,
-    Bench,
     Facts,
     Freed,
     JobKind,
@@ -87,6 +86,7 @@ _GLANCE = f"""agent=$1 python=$2 probe=$3; shift 3
 [ "$(readlink "$home/agent/current" 2>/dev/null)" = "$agent" ] && "$home/bin/edge-agent" current "$@" && exit
 exec {" ".join(_CLEAN)} "$python" -I -c "$probe"
 """
+_WRONG_USAGE = 2  # argparse's
 _RECONNECT_S = 60  # without a byte more
 _MOST_PAUSE_S = 5.0
 _WAIT_S = 20
@@ -317,10 +317,6 @@ class Device:
         archive = npz(feeds)
         return self._reply(Answer, "infer", name, "--json", stdin=sending.pieces(archive), most_bytes=MAX_ANSWER_BYTES)
 
-    def bench(self, name: str, *, runs: int = 200, warmup: int = 20) -> Bench:
-        """Latency of golden inputs, measured on the device by a local client."""
-        return self._reply(Bench, "bench", name, "--runs", str(runs), "--warmup", str(warmup), silence_s=1800)
-
     def missing(self, blobs: Iterable[Descriptor], *, race: str | None = None) -> tuple[Missing, ...]:
         """Those of the blobs that its store lacks, or that session of a race. Raises DeviceError for one that was not asked for."""
         wanted = {blob.digest: blob.size for blob in blobs}
@@ -371,6 +367,18 @@ class Device:
     def end_race(self, session: str) -> Freed:
         """Have what the session left removed. Twice does no harm."""
         return self._reply(Freed, "race", session, "--end")
+
+    def measurement(self, kind: type[JobKind], start: Callable[[], str]) -> JobKind:
+        """Likewise the measurement of one model."""
+        return self._finish(kind, lambda: (start(), None), silent, stage="")
+
+    def start_measurement(self, session: str, document: Mapping[str, Any]) -> str:
+        """Have one model measured, a deployed one or files that were put there for this session. Returns the job."""
+        return self._reply(JobStarted, "measure", session, stdin=[to_json(document)]).job
+
+    def stop_measurement(self, session: str) -> None:
+        """Have a measurement under way end with what there is by now."""
+        self.ask("measure", session, "--stop")
 
     def activate(
         self,
@@ -593,6 +601,9 @@ class Device:
             )
         if done.returncode in (126, 127):
             return DeviceError(f"`{self.host}` has no agent yet", f"`edgesdk setup {self.host}`, or `edgesdk deploy {self.host}`, which does it when needed")
+        if done.returncode == _WRONG_USAGE:
+            said = f"the agent of `{self.host}` does not know `{what}` as we say it: it is of another version"
+            return DeviceError(said, f"`edgesdk setup {self.host}` brings it ours")
         return DeviceError(
             f"`{self.host}` gives no answer to `{what}` (exit {done.returncode}): {_last_words(done)}", f"`edgesdk logs {self.host}` may tell more"
         )

@@ -109,7 +109,7 @@ class Here:
         self.facts = parse(Facts, probe.facts(), "this machine")  # asked once: it looks for onnxruntime in a process of its own
         self._profile = profile or recognised(self.facts, "this machine")
         self._device = self.facts.board or self.facts.cpu_model or self.facts.architecture
-        (folder / "feeds.npz").write_bytes(_packed(feeds, self._inputs))
+        (folder / "feeds.npz").write_bytes(packed(feeds, self._inputs))
 
     def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
         """``profiles``: for each model one of its own; then the two run in blocks. Raises ModelError where one of the two does not run here."""
@@ -172,14 +172,14 @@ class Racer:
     def __init__(self, there: Device, facts: Facts, profile: Profile, feeds: Sequence[Mapping[str, NDArray[Any]]], progress: Progress = silent) -> None:
         self.facts = facts
         self.session = secrets.token_hex(8)
-        self._device, self.profile, self._progress = there, profile, progress
+        self.device, self.profile, self._progress = there, profile, progress
         self._inputs = list(feeds[0])
-        self._feeds = _packed(feeds, self._inputs)
+        self._feeds = packed(feeds, self._inputs)
 
     @property
     def onnxruntime(self) -> str:
         """The version that runs models there, now that it is set up."""
-        return self._device.status().agent.onnxruntime or ""
+        return self.device.status().agent.onnxruntime or ""
 
     def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
         """Time both for about ``limit_s`` seconds, and at least 20 pairs. What the device has of an earlier race is not sent again.
@@ -191,9 +191,9 @@ class Racer:
         """
         contents = {digest_of(data): data for data in chain(before.values(), after.values(), [self._feeds])}
         document = {
-            "before": {name: _described(data) for name, data in before.items()},
-            "after": {name: _described(data) for name, data in after.items()},
-            "feeds": _described(self._feeds),
+            "before": {name: described(data) for name, data in before.items()},
+            "after": {name: described(data) for name, data in after.items()},
+            "feeds": described(self._feeds),
             "inputs": self._inputs,
             # Not `profile` with two of them: an agent that knows only that one refuses, and does not time what nobody asked for.
             **({"profiles": [each.to_dict() for each in profiles]} if profiles else {"profile": self.profile.to_dict()}),
@@ -201,16 +201,16 @@ class Racer:
         }
 
         def start() -> str:
-            self._device.persistently(lambda: self._send(contents))
-            return self._device.start_race(self.session, document)
+            self.send(contents)
+            return self.device.start_race(self.session, document)
 
-        result = self._device.race(start).result
+        result = self.device.race(start).result
         if not isinstance(result, Times):
             assert result is not None  # `Device.race` returns what has one
             raise self._failed(result.failed)
         return Raced(
             **asdict(summary(result.pairs_ns, result.warmup)),
-            host=self._device.host,
+            host=self.device.host,
             device=self.facts.board or self.facts.cpu_model or self.facts.architecture,
             providers=(result.before.provider, result.after.provider),
             nodes=(result.before.nodes, result.after.nodes),
@@ -225,42 +225,52 @@ class Racer:
         """Where its nodes are, and what its kernels take. Raises ModelError where it does not run there, DeviceError and ConnectionFailed."""
         contents = {digest_of(data): data for data in chain(model.values(), [self._feeds])}
         document = {
-            "model": {name: _described(data) for name, data in model.items()},
-            "feeds": _described(self._feeds),
+            "model": {name: described(data) for name, data in model.items()},
+            "feeds": described(self._feeds),
             "inputs": self._inputs,
             "profile": self.profile.to_dict(),
             "runs": runs,
         }
 
         def start() -> str:
-            self._device.persistently(lambda: self._send(contents))
-            return self._device.start_race(self.session, document)
+            self.send(contents)
+            return self.device.start_race(self.session, document)
 
-        result = self._device.look(start).result
+        result = self.device.look(start).result
         if not isinstance(result, Looked):
             assert result is not None  # `Device.look` returns what has one
-            raise ModelError(f"`{self._device.host}` cannot run the model: {result.failed.message}", result.failed.hint)
+            raise ModelError(f"`{self.device.host}` cannot run the model: {result.failed.message}", result.failed.hint)
         return result
 
-    def _send(self, contents: Mapping[str, bytes]) -> None:
-        missing = self._device.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=self.session)
-        lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
-        self._device.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
-
-        def chunks() -> Iterator[bytes]:
-            for done, (blob, offset) in enumerate(lacking):
-                self._progress("send candidates", done, len(lacking))
-                yield from sending.pieces(contents[blob.digest], offset)
-
-        if lacking:
-            self._device.put(lacking, chunks(), race=self.session)
+    def send(self, contents: Mapping[str, bytes]) -> None:
+        """Files by their digests, those that the session lacks."""
+        send(self.device, self.session, contents, self._progress)
 
     def _failed(self, problem: ModelProblem) -> EdgeSDKError:
         kind = DeviceError if problem.model == "before" else ModelError
-        return kind(f"`{self._device.host}` cannot run {_MODELS[problem.model]}: {problem.message}", problem.hint)
+        return kind(f"`{self.device.host}` cannot run {_MODELS[problem.model]}: {problem.message}", problem.hint)
 
 
-def _packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) -> bytes:
+def send(there: Device, session: str, contents: Mapping[str, bytes], progress: Progress = silent) -> None:
+    """Files by their digests into a session of the device, which begins with that. A connection that breaks is opened again."""
+
+    def work() -> None:
+        missing = there.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=session)
+        lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
+        there.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
+
+        def chunks() -> Iterator[bytes]:
+            for done, (blob, offset) in enumerate(lacking):
+                progress("send candidates", done, len(lacking))
+                yield from sending.pieces(contents[blob.digest], offset)
+
+        if lacking:
+            there.put(lacking, chunks(), race=session)
+
+    there.persistently(work)
+
+
+def packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) -> bytes:
     """As the agent's `race.read_feeds` takes them: members `0.0`, `0.1`, by the places of feed and input."""
     arrays: dict[str, NDArray[Any]] = {}
     size = 0
@@ -272,5 +282,5 @@ def _packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) 
     return device.npz(arrays)
 
 
-def _described(data: bytes) -> dict[str, Any]:
+def described(data: bytes) -> dict[str, Any]:
     return {"digest": digest_of(data), "size": len(data)}

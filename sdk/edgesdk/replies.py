@@ -493,21 +493,6 @@ class Answer(Reply):
             raise DeviceError(f"the device answers with a tensor that is none: {error}", "is its agent of another version?") from error
 
 
-class Bench(Reply):
-    """Latency of golden inputs, seen by a local client, and of the model's run alone."""
-
-    name: Text
-    release: Count
-    digest: Text
-    client_ms: Percentiles
-    run_ms: Percentiles
-    runs: Count
-    warmup: Count
-    provider: Text | None = None
-    threads: Count | None = None
-    device: dict[str, Any] = {}
-
-
 class Freed(Reply):
     freed_bytes: Count = 0
 

@@ -86,7 +86,7 @@ def jetson() -> profiles.Profile:
 
 def test_so_many_feeds_travel_as_are_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def sent(count: int) -> list[str]:
-        with np.load(io.BytesIO(race._packed([{"a": np.ones(4), "file": np.array(["ü"], object)}] * count, ["a", "file"])), allow_pickle=False) as archive:
+        with np.load(io.BytesIO(race.packed([{"a": np.ones(4), "file": np.array(["ü"], object)}] * count, ["a", "file"])), allow_pickle=False) as archive:
             return list(archive.files)
 
     assert sent(2) == ["0.0", "0.1", "1.0", "1.1"]

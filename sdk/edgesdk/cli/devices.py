@@ -1,4 +1,4 @@
-"""The verbs about devices: setup, deploy, activate, status, infer, bench, report, rollback, logs, remove, teardown."""
+"""The verbs about devices: setup, deploy, activate, status, infer, report, rollback, logs, remove, teardown."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from edgesdk.device import Deployment
     from edgesdk.fleet import Member
-    from edgesdk.replies import DeviceFacts, Percentiles, StoreStatus, Waiting
+    from edgesdk.replies import DeviceFacts, StoreStatus, Waiting
 
 Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
 Name = Annotated[str, typer.Argument(help="the model's name on the device")]
@@ -28,12 +28,11 @@ AllowSignatureChange = Annotated[
 Retry = Annotated[bool, typer.Option("--retry", help="activate it even if it was rolled back there")]
 Volatile = Annotated[bool, typer.Option("--volatile", help="set it up although its folder there lies in memory, and is gone with the power")]
 Wheelhouse = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="numpy and onnxruntime for it come from this folder, from nowhere else")]
-PERCENTILES = ("p50", "p90", "p99", "p999", "max")
 
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
-    for verb in (setup, deploy, activate, status, infer, bench, reports.report, rollback, logs, remove, teardown):
+    for verb in (setup, deploy, activate, status, infer, reports.report, rollback, logs, remove, teardown):
         app.command()(verb)
 
 
@@ -250,24 +249,6 @@ def infer(
         raise typer.Exit(1)
 
 
-def bench(
-    host: Host,
-    name: Name,
-    runs: Annotated[int, typer.Option(min=1)] = 200,
-    warmup: Annotated[int, typer.Option(min=0)] = 20,
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Measure a model's latency on a device, as a local program there sees it."""
-    from edgesdk import device
-
-    with device.connect(host) as opened:
-        found = opened.bench(name, runs=runs, warmup=warmup)
-    rows = [("as a program sees it", *_percentiles(found.client_ms)), ("the model alone", *_percentiles(found.run_ms))]
-    lines = [table(rows, head=("ms", *PERCENTILES)), f"{found.runs} runs after {found.warmup} of warm-up on {host}"]
-    show(found.to_dict(), "\n".join(lines), as_json=as_json)
-
-
 def rollback(host: Host, name: Name, *, as_json: AsJson = False) -> None:
     """Go back to the version that ran before."""
     from edgesdk import device
@@ -344,8 +325,3 @@ def _deployed(one: "Deployment") -> str:
 def _condition(device: "DeviceFacts") -> list[str]:
     words = device.in_words()
     return [f"device: {words}"] if words else []
-
-
-def _percentiles(found: "Percentiles | None") -> tuple[str, ...]:
-    values = [getattr(found, name) if found else None for name in PERCENTILES]
-    return tuple("–" if value is None else f"{value:.3f}" for value in values)
