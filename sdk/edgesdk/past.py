@@ -12,15 +12,20 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgesdk.comparison import Estimate, Verdict
+from edgesdk import timing
+from edgesdk.comparison import LIMIT_S, Estimate, Verdict
 from edgesdk.errors import ProjectError
+from edgesdk.profiles import Profile
+from edgesdk.progress import Progress, silent
 from edgesdk.results import Conditions, Restart, Result
 
 SCHEMA = 1
 ROOM = 0.05  # what a build may be slower by before that fails it
 FEWEST = 5
+_OF_DEVICES = ("device", "provider", "threads", "settings", "onnxruntime", "state")
 _CLOCK = 0.05  # of it
 _WARMER_C = 15.0
 _BUSIER = 0.25  # cores
@@ -106,6 +111,28 @@ def compare(before: Result, after: Result, *, despite: Collection[str] = ()) -> 
         restarts=(len(before.restarts), len(after.restarts)),
         despite=tuple(each.said for each in found),
     )
+
+
+def on_two(
+    before: str | Path,
+    after: str | Path,
+    hosts: tuple[str, str],
+    profile: Profile | None = None,
+    *,
+    samples: str | None = None,
+    limit_s: float = LIMIT_S,
+    despite: Collection[str] = (),
+    progress: Progress = silent,
+) -> Judged:
+    """A model on a device, and the same or another on another device: as `bench` measures them, one after the other, each for ``limit_s`` seconds at most.
+
+    What two devices cannot have alike may differ. Raises an EdgeSDKError.
+    """
+    measured = [
+        timing.bench(host, what, profile=profile, samples=samples, limit_s=limit_s, progress=progress)
+        for host, what in zip(hosts, (before, after), strict=True)
+    ]
+    return compare(measured[0], measured[1], despite=(*_OF_DEVICES, *despite))
 
 
 def differences(before: Result, after: Result) -> Iterator[Difference]:

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.latency import Histogram
-from edgesdk import measuring, results, timing
+from edgesdk import measuring, past, results, timing
 from edgesdk.cli import app
 from edgesdk.comparison import LOOKS
 from edgesdk.errors import DeviceError, ModelError, ProjectError
@@ -53,6 +53,31 @@ def measured(p50_ms: float = 1.0, **changed: Any) -> Measured:
 
 def median(one: Measured) -> float:
     return one.restart.p50_ms
+
+
+def test_a_baseline_fails_a_build_that_is_slower_for_sure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RESTART_S", 0.15)
+    monkeypatch.chdir(tmp_path)
+    asked = ["bench", "local", str(MODEL), "--limit-s", "1"]
+    despite = ["--despite", "disturbed,state"]  # of this machine others may ask what they like
+    done = CliRunner().invoke(app, [*asked, "-o", "main.json"])
+    assert done.exit_code == 0, done.output
+    same = CliRunner().invoke(app, [*asked, "--baseline", "main.json", *despite, "--room", "2", "--json"])
+    assert same.exit_code == 0, same.output
+    assert json.loads(same.stdout)["baseline"]["metric"] == "p50_ms"
+    document = json.loads(Path("main.json").read_text())
+    for restart in document["restarts"]:
+        restart["p50_ms"] /= 20
+    Path("main.json").write_text(json.dumps(document))
+    worse = CliRunner().invoke(app, [*asked, "--baseline", "main.json", *despite])
+    assert worse.exit_code == 1
+    assert "is slower than" in worse.stdout
+
+
+def test_two_devices_are_compared_with_all_that_they_cannot_have_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RESTART_S", 0.15)
+    found = past.on_two(str(MODEL), str(DATA / "resnet20_fashion.onnx"), ("local", "local"), limit_s=1, despite=["inputs", "disturbed"])
+    assert (found.verdict, found.restarts[0] >= 5) == ("slower", True)
 
 
 def drawing(spread: float, seed: int) -> Callable[[], Measured]:

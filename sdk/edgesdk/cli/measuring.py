@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from edgesdk.results import Result
 
 
+Despite = Annotated[list[str] | None, typer.Option(help="results may differ in this: device, threads …; repeat it, or part by commas")]
+Room = Annotated[float | None, typer.Option(min=0, help="of results: what the second may be slower by before that fails; 0.05 if not given")]
+
+
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
     for verb in (
@@ -38,16 +42,25 @@ def bench(
     within: Annotated[float, typer.Option(min=0.001, max=1, help="enough when the interval is so narrow to either side: 0.02 is 2 %")] = 0.02,
     sustained: Annotated[str | None, typer.Option(metavar="30m", help="one run so long instead, and its curve: when it throttled, how fast it is then")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the result to this .json, for `compare` and `report`")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="compare with this earlier result; exit 1 if it is slower for sure: for CI")
+    ] = None,
+    despite: Despite = None,
+    room: Room = None,
     *,
     as_json: AsJson = False,
 ) -> None:
     """How fast a model is on a device, with intervals over restarts, and what the device was like meanwhile."""
-    from edgesdk import profiles, results, timing
+    from edgesdk import past, profiles, results, timing
     from edgesdk.cli import INTERRUPTED, files
+    from edgesdk.errors import ProjectError
 
     if scenario not in results.SCENARIOS:
         raise typer.BadParameter(f"there is no scenario `{scenario}`: it is one of {', '.join(results.SCENARIOS)}")
     seconds = _seconds(sustained) if sustained else None
+    if baseline is None and (despite or room is not None):
+        raise ProjectError("--despite and --room are for --baseline", "name the earlier result: `--baseline main.json`")
+    before = results.load(baseline) if baseline is not None else None
     if output is not None:
         files.check(output)
     with progress() as tell:
@@ -66,10 +79,14 @@ def bench(
         )
     if output is not None:
         found.save(output)
-    show(found.to_dict(), _measured(found), as_json=as_json)
+    judged = past.compare(before, found, despite=_words(despite)) if before is not None and found.stopped != "interrupted" else None
+    document = found.to_dict() | ({"baseline": judged.to_dict()} if judged else {})
+    show(document, _measured(found) + (f"\n\n{_judged(judged)}" if judged else ""), as_json=as_json)
     if found.stopped == "interrupted":
         say("this is what there was by then")
         raise typer.Exit(INTERRUPTED)
+    if judged and judged.slower_by(past.ROOM if room is None else room):
+        raise typer.Exit(1)
 
 
 def _seconds(text: str) -> float:
@@ -177,10 +194,10 @@ def compare(
     after: Annotated[Path, typer.Argument(help="another of its kind")],
     profile: Annotated[str | None, typer.Option("--profile", "-p", help="how both are run; a bundle's own, or this machine's, if not given")] = None,
     calibration: Annotated[str | None, typer.Option(help="what to ask them: real samples instead of random ones")] = None,
-    on: Annotated[str | None, typer.Option("--on", metavar="HOST", help="compare on this device")] = None,
+    on: Annotated[list[str] | None, typer.Option("--on", metavar="HOST", help="on this device; twice: the first on one, the second on the other")] = None,
     limit_s: Annotated[float, typer.Option("--limit-s", min=1, help="no further restart after so many seconds")] = 120,
-    despite: Annotated[list[str] | None, typer.Option(help="results may differ in this: device, threads …; repeat it, or part by commas")] = None,
-    room: Annotated[float | None, typer.Option(min=0, help="with --fail-if-slower, of results: what the second may be slower by; 0.05 if not given")] = None,
+    despite: Despite = None,
+    room: Room = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="write the result to this .json, for `edgesdk report`")] = None,
     *,
     fail_if_slower: Annotated[bool, typer.Option("--fail-if-slower", help="exit 1 where the second is slower for sure: for CI")] = False,
@@ -192,28 +209,39 @@ def compare(
     from edgesdk.errors import ProjectError
 
     given = [path for path in (before, after) if path.suffix == ".json"]
+    hosts, words, chosen = on or [], _words(despite), profiles.find(profile) if profile else None
     if len(given) == 1:
         raise ProjectError(f"`{given[0]}` is a result, the other is none", "compare two results, or two models")
-    if given and (profile or calibration or on):
+    if given and (profile or calibration or hosts):
         raise ProjectError("results were measured already", "leave out --profile, --calibration and --on")
-    if not given and (despite or room is not None):
+    if len(hosts) > 2:
+        raise ProjectError(f"--on was given {len(hosts)} times", "one device for both, or one for each")
+    if not given and len(hosts) < 2 and (despite or room is not None):
         raise ProjectError("--despite and --room are for results of `bench`", "models that are compared now run under the same conditions")
     if output is not None:
         files.check(output)
     found: Comparison | Judged
-    if given:
-        words = [word.strip() for each in despite or () for word in each.split(",")]
-        found = past.compare(results.load(before), results.load(after), despite=words)
-        text, slower = _judged(found), found.slower_by(past.ROOM if room is None else room)
-    else:
-        with progress() as tell:
-            found = comparison.compare(before, after, profiles.find(profile) if profile else None, on=on, samples=calibration, limit_s=limit_s, progress=tell)
-        text, slower = _compared(found), found.verdict == "slower"
+    with progress() as tell:
+        if given:
+            found = past.compare(results.load(before), results.load(after), despite=words)
+        elif len(hosts) == 2:
+            both = (hosts[0], hosts[1])
+            found = past.on_two(str(before), str(after), both, chosen, samples=calibration, limit_s=limit_s, despite=words, progress=tell)
+        else:
+            found = comparison.compare(before, after, chosen, on=next(iter(hosts), None), samples=calibration, limit_s=limit_s, progress=tell)
     if output is not None:
         results.write(output, found.to_dict())
+    if isinstance(found, past.Judged):
+        text, slower = _judged(found), found.slower_by(past.ROOM if room is None else room)
+    else:
+        text, slower = _compared(found), found.verdict == "slower"
     show(found.to_dict(), text, as_json=as_json)
     if fail_if_slower and slower:
         raise typer.Exit(1)
+
+
+def _words(despite: list[str] | None) -> list[str]:
+    return [word.strip() for each in despite or () for word in each.split(",")]
 
 
 def _judged(found: "Judged") -> str:
