@@ -7,28 +7,23 @@ guessed. Nothing is selected by it, so every sample counts, unlike in `package`,
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-import numpy as np
-
-from edge_agent import answering, bundle, probe, worker
-from edge_agent.bundle import NAME, BundleError
-from edge_agent.protocol import ProtocolError
-from edge_agent.worker import SessionError
+from edge_agent import bundle
+from edge_agent.bundle import NAME
 from edgesdk import comparison, graph, remote, sampling, source, tuning
 from edgesdk.accuracy import Judge, Run, Scores, drop_interval, score_interval
 from edgesdk.comparison import Contender
-from edgesdk.errors import EvaluationError, ModelError, ProjectError
+from edgesdk.errors import EvaluationError, ProjectError
 from edgesdk.graph import Array, Feeds
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
-from edgesdk.replies import Answering, Facts, parse
+from edgesdk.replies import Answering, Facts
 from edgesdk.source import model_files
 
 SCHEMA = 1
@@ -197,33 +192,8 @@ def _answering(name: str | None, given: Contender | None, profile: Profile | Non
         with remote.opened(on, profile, files, progress) as there:
             yield _Place(there.run, there.facts, there.told)
         return
-    with TemporaryDirectory(prefix="edgesdk-") as folder:
-        for file, data in files.items():
-            Path(folder, file).write_bytes(data)
-        session = _opened(Path(folder), profile)
-        yield _Place(_running(session), parse(Facts, probe.facts(), "this machine"), parse(Answering, answering.told(session), "this machine"))
-
-
-def _opened(folder: Path, profile: Profile) -> worker.Session:
-    try:
-        return worker.open_session(folder, profile.to_dict())
-    except (SessionError, BundleError) as error:
-        raise ModelError(f"the model does not run here: {error}", error.hint) from error
-
-
-def _running(session: worker.Session) -> Run:
-    """As a device asks it."""
-
-    def run(feeds: Feeds) -> dict[str, Array]:
-        arrays = {name: np.asarray(array) for name, array in feeds.items()}
-        asked: Mapping[str, Array] = {name: array.astype(object) if array.dtype.kind in "US" else array for name, array in arrays.items()}
-        try:
-            worker.conform(asked, session.inputs)
-            return session.run(asked)
-        except (SessionError, ProtocolError) as error:
-            raise ModelError(f"the model refuses the question: {error}", getattr(error, "hint", "")) from error
-
-    return run
+    with remote.here(profile, files) as here:
+        yield _Place(here.run, here.facts, here.told)
 
 
 def _active(what: str | Path, on: str | None) -> str | None:

@@ -12,12 +12,15 @@ import secrets
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from edge_agent import answering, frames, protocol
-from edge_agent.bundle import Descriptor, digest_of, to_json
+from edge_agent import answering, frames, probe, protocol, worker
+from edge_agent.bundle import BundleError, Descriptor, digest_of, to_json
+from edge_agent.worker import SessionError
 from edgesdk import device, race, sending
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, ModelError
@@ -53,6 +56,38 @@ def deployed(host: str, name: str) -> Iterator[Remote]:
     """A model that is active there. Raises DeviceError where none has that name, ConnectionFailed."""
     with device.connect(host) as there, Remote(there, there.facts(), [name], {}, lambda: None) as remote:
         yield remote
+
+
+@contextmanager
+def here(profile: Profile, files: Files) -> Iterator[Here]:
+    """The same on this machine, without an agent. Raises ModelError."""
+    with TemporaryDirectory(prefix="edgesdk-") as folder:
+        for file, data in files.items():
+            Path(folder, file).write_bytes(data)
+        try:
+            session = worker.open_session(Path(folder), profile.to_dict())
+        except (SessionError, BundleError) as error:
+            raise ModelError(f"the model does not run here: {error}", error.hint) from error
+        yield Here(session)
+
+
+class Here:
+    """As `Remote` is: ``run``, and what there is to say."""
+
+    def __init__(self, session: worker.Session) -> None:
+        self._session = session
+        self.facts = parse(Facts, probe.facts(), "this machine")
+        self.told = parse(Answering, answering.told(session), "this machine")
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Ask. Raises ModelError."""
+        arrays = {name: np.asarray(array) for name, array in feeds.items()}
+        asked = {name: array.astype(object) if array.dtype.kind in "US" else array for name, array in arrays.items()}
+        try:
+            worker.conform(asked, self._session.inputs)
+            return self._session.run(asked)
+        except (SessionError, protocol.ProtocolError) as error:
+            raise ModelError(f"the model refuses the question: {error}", getattr(error, "hint", "")) from error
 
 
 class _Session:

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent import bundle
+from edge_agent import golden as answers
 from edge_agent.bundle import Contents, Layout
 from edgesdk import packaging, profiles
+from edgesdk.accuracy import Run
 from edgesdk.errors import ProfileError, ProjectError
 from edgesdk.profiles import Profile
 from edgesdk.signing import Signer
@@ -31,6 +33,22 @@ def check(path: Path, profile: Profile, output: Path) -> None:
         raise ProjectError(f"there is no folder `{output.absolute().parent}`", "make it, or write elsewhere")
     if profile.name not in profiles.names() and not output.with_name(f"{profile.name}.toml").is_file():
         raise ProfileError(f"`{output}` would extend `{profile.name}`, which does not lie beside it", f"write it into the folder of `{profile.name}.toml`")
+
+
+def difference(path: Path, run: Run) -> str | None:
+    """What of a bundle's golden answers ``run`` answers otherwise; None where it gives them all, or there are none. Raises BundleError."""
+    if path.suffix == ".onnx":
+        return None
+    with Layout.open(path) as layout:
+        (manifest,) = layout.manifests().values()
+        description = layout.description(manifest)
+        samples = answers.parse(layout.blob(manifest.layer("golden.npz").digest), description)
+    try:
+        for sample in samples:
+            answers.compare(sample.answers, run(sample.feeds), description)
+    except answers.Differs as error:
+        return str(error)
+    return None
 
 
 def write(path: Path, output: Path, before: Profile, after: Profile, evidence: dict[str, Any], signer: Signer | None) -> None:

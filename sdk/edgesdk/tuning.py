@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from edge_agent import bundle, probe
-from edgesdk import comparison, device, graph, knobs, profiles, race, repackaging, sampling
+from edgesdk import comparison, device, graph, knobs, profiles, race, remote, repackaging, sampling
 from edgesdk.cache import cache_folder
 from edgesdk.comparison import Verdict
 from edgesdk.errors import ModelError, ProjectError
@@ -158,9 +158,16 @@ def tune(
             found = racer.race(files, files, limit_s=RESTART_S, profiles=both)
             return found if default_first else comparison.turned(found)
 
+        def differs(other: Profile) -> str | None:
+            with ExitStack() as asked:
+                answering: remote.Remote | remote.Here = (
+                    asked.enter_context(remote.opened(on, other, files, progress)) if on else asked.enter_context(remote.here(other, files))
+                )
+                return repackaging.difference(path, answering.run)
+
         cores = racer.facts.cores or 1
         there = racer.facts.onnxruntime.providers if racer.facts.onnxruntime else ("CPUExecutionProvider",)
-        search = Search(target, cores, measure, ledger, begin, limit_s, progress)
+        search = Search(target, cores, measure, ledger, begin, limit_s, progress, differs if opened.profile else lambda _: None)
         candidate = search.best(knobs.knobs_of(target, cores=cores, providers=there))
         confirmed = search.confirmed(candidate) if candidate else None
     found = search.told(candidate, confirmed)
@@ -205,11 +212,22 @@ class Entry:
 class Search:
     """Measures changes, each through the ledger, as long as there is time."""
 
-    def __init__(self, profile: Profile, cores: int, measure: Racing, ledger: Ledger, begin: float, limit_s: float, progress: Progress) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        cores: int,
+        measure: Racing,
+        ledger: Ledger,
+        begin: float,
+        limit_s: float,
+        progress: Progress = silent,
+        differs: Callable[[Profile], str | None] = lambda _: None,
+    ) -> None:
+        """``differs`` tells what is wrong with the answers under a profile, None where nothing is."""
         self.entries: dict[str, Entry] = {}
         self.cut_short = False
         self._profile, self._cores, self._measure, self._ledger, self._progress = profile, cores, measure, ledger, progress
-        self._begin, self._limit_s, self._costs = begin, limit_s, list[float]()
+        self._begin, self._limit_s, self._costs, self._differs = begin, limit_s, list[float](), differs
 
     def best(self, turned: Sequence[Knob]) -> Change | None:
         """The change that looked fastest; None where none looked faster than the profile's own settings."""
@@ -223,7 +241,7 @@ class Search:
             for each in field[keep:]:
                 each.note = "others were faster"
             field = field[:keep]
-        return field[0].change if field and field[0].score > 0 else None
+        return self._right(field)
 
     def confirmed(self, change: Change) -> tuple[list[Raced], comparison.Estimate, comparison.Stopped]:
         """The change against the profile's settings, by restarts that the search has not seen."""
@@ -268,6 +286,18 @@ class Search:
             "onnxruntime": races[0].onnxruntime,
             "governor": races[0].governor,
         }
+
+    def _right(self, field: Sequence[Entry]) -> Change | None:
+        """The first of them, and then of all others, that looked faster and gives the right answers."""
+        others = sorted((each for each in self.entries.values() if each.races), key=lambda each: (-len(each.races), -each.score))
+        for each in (*field, *(one for one in others if one not in field)):
+            if each.failed or each.score <= 0:
+                continue
+            wrong = self._differs(knobs.applied(self._profile, each.change))
+            if wrong is None:
+                return each.change
+            each.failed, each.note = True, f"other answers than the golden ones: {wrong}"
+        return None
 
     def _together(self, turned: Sequence[Knob]) -> list[Entry]:
         """Of each knob the change that looked best, if it looked faster, and all ways to put these together; the most promising ones."""

@@ -361,6 +361,15 @@ def test_where_room_is_short_candidates_of_earlier_races_make_some(tmp_path: Pat
     assert (races.blobs(SESSION).has(base), races.blobs(SESSION).has(old)) == (True, False)
 
 
+def test_each_way_to_compile_a_model_has_a_folder_of_its_own(tmp_path: Path, deployments: Deployments) -> None:
+    blobs, model = Races(tmp_path, deployments), Descriptor(digest_of(b"abc"), 3)
+    blobs.missing(SESSION, [model])
+    blobs.blobs(SESSION).receive(model.digest, 3, 0, [b"abc"])
+    options = [{"name": "T", "options": {"cache": "{home}", "level": level}} for level in ("3", "5", "3")]
+    first, second, again = (races_of.laid_out(blobs.blobs(SESSION), {"model.onnx": model}, {"providers": [one]}) for one in options)
+    assert first == again != second
+
+
 @pytest.mark.parametrize("name", ["", "..", "0123456789ABCDEF", "0123456789abcdef/..", "0123456789abcdef\n"])
 def test_a_session_is_no_path(tmp_path: Path, deployments: Deployments, name: str) -> None:
     with pytest.raises(BundleError, match="names no race"):

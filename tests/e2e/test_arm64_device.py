@@ -73,14 +73,11 @@ def assert_evaluated_there(folder: Path, board: BareDevice) -> None:
     """What the board answers to an evaluation is, bit for bit, what its onnxruntime answers by hand."""
     images = digits.images()[0][:8]
     np.savez(folder / "images.npz", image=images)
-    runtime = board.ssh("echo $HOME/.local/share/edge-agent/runtime/*/numpy/..").strip()
+    runtime = board.ssh("echo $HOME/.local/share/edge-agent/runtime/*-glibc").strip()
     expected = by_hand("arm", folder / "model.onnx", folder / "images.npz", ("env", f"PYTHONPATH={runtime}", "python3"))
     model = graph.load(folder / "model.onnx")
     with remote.opened("arm", lean(profiles.find("arm-cpu")), model_files(model)) as there:
         assert [next(iter(there.run({"image": image[None]}).values())).tobytes() for image in images] == expected
-    scored = told(folder, "evaluate", "arm-cpu", "--on", "arm", "--against", "model.onnx", "--calibration", "images.npz")
-    assert isinstance(scored, dict)
-    assert (scored["host"], scored["samples"]) == ("arm", 8)
 
 
 def test_one_command_takes_a_bare_board_to_its_first_answer(folder: Path, board: BareDevice) -> None:

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import knobs, profiles, tuning, verification
+from edgesdk import knobs, profiles, remote, repackaging, tuning, verification
 from edgesdk.errors import ModelError, ProfileError, ProjectError, ResultError
 from edgesdk.ledger import Ledger
 from edgesdk.profiles import Profile
 from edgesdk.race import Raced
 from edgesdk.tuning import Search, tune
-from tests.bundles import write_bundle
+from tests.bundles import contents, inputs, write_bundle
 from tests.sdk.small_models import DATA
 
 X86 = profiles.find("x86-cpu")
@@ -49,7 +49,7 @@ def searched(tmp_path: Path, factors: dict[str, float], *, noise: float = 0.002,
         return raced(speed(other, factors) * math.exp(drawn.gauss(0, noise)))
 
     with Ledger.open(tmp_path / "l.jsonl", {}) as ledger:
-        search = Search(X86, cores, measure, ledger, time.monotonic(), limit_s, lambda *_: None)
+        search = Search(X86, cores, measure, ledger, time.monotonic(), limit_s)
         best = search.best(knobs.knobs_of(X86, cores=cores, providers=["CPUExecutionProvider"]))
         return search.told(best, search.confirmed(best) if best else None)
 
@@ -88,7 +88,7 @@ def test_chance_is_seldom_chosen(tmp_path: Path) -> None:
     for seed in range(20):
         drawn = random.Random(seed)
         with Ledger.open(tmp_path / f"{seed}.jsonl", {}) as ledger:
-            search = Search(X86, 4, lambda *_, drawn=drawn: raced(math.exp(drawn.gauss(0, 0.03))), ledger, time.monotonic(), 60, lambda *_: None)  # type: ignore[misc]
+            search = Search(X86, 4, lambda *_, drawn=drawn: raced(math.exp(drawn.gauss(0, 0.03))), ledger, time.monotonic(), 60)  # type: ignore[misc]
             best = search.best(knobs.knobs_of(X86, cores=4, providers=[]))
             chosen += bool(best and search.told(best, search.confirmed(best))["settings"])
     assert chosen <= 2
@@ -100,7 +100,7 @@ def test_without_time_it_says_what_it_has(tmp_path: Path) -> None:
         return raced(1.1)
 
     with Ledger.open(tmp_path / "l.jsonl", {}) as ledger:
-        search = Search(X86, 4, measure, ledger, time.monotonic(), 0.3, lambda *_: None)
+        search = Search(X86, 4, measure, ledger, time.monotonic(), 0.3)
         best = search.best(knobs.knobs_of(X86, cores=4, providers=[]))
         assert search.cut_short
         assert best is not None
@@ -259,6 +259,29 @@ def test_of_a_bundle_there_is_a_new_release_with_the_choice_in_its_profile(tmp_p
     other = write_bundle(tmp_path / "other", name="other")
     with pytest.raises(ProjectError, match="holds `other`, not `toy`"):
         tune(old, output=other)
+
+
+def test_what_answers_otherwise_is_not_chosen_however_fast(tmp_path: Path, quick: Callable[[dict[str, float]], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick({"memory_arena=False": 1.3, "intra_op_threads=1": 1.1})
+    asked = []
+
+    def difference(_: Path, run: Callable[[Any], Any]) -> str | None:
+        asked.append(run({"x": inputs(8)[0]}))
+        return "the output `y` at [0, 0]: expected 1, got 2" if len(asked) == 1 else None
+
+    monkeypatch.setattr(tuning.repackaging, "difference", difference)
+    found = tune(write_bundle(tmp_path / "toy"))
+    assert found.settings and found.settings != found.tried[0].settings
+    assert found.tried[0].note == "other answers than the golden ones: the output `y` at [0, 0]: expected 1, got 2"
+    assert "y" in asked[0]
+
+
+def test_golden_answers_are_compared_in_a_tuned_session(tmp_path: Path) -> None:
+    good, wrong = write_bundle(tmp_path / "good"), write_bundle(tmp_path / "wrong", wrong=True)
+    with remote.here(X86, {"model.onnx": contents().files["model.onnx"]}) as here:
+        assert repackaging.difference(good, here.run) is None
+        assert "the output `y`" in (repackaging.difference(wrong, here.run) or "")
+        assert repackaging.difference(MODEL, here.run) is None
 
 
 def test_where_the_profile_stays_nothing_is_written(tmp_path: Path, quick: Callable[[dict[str, float]], None]) -> None:
