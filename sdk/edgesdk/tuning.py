@@ -44,6 +44,7 @@ ROUNDS = (1, 2, 4)  # restarts that a change has behind it after each round
 MOST_TOGETHER = 16  # changes in the first of them
 _WORTH = 0.005  # a setting that brings less than half a percent is not worth its line
 _RESERVED = 0.35  # of the time, for the confirmation
+_LEAST_TRIED = 3
 _LEAST_CONFIRMED = 8  # restarts that the reserve is good for
 
 Stopped = Literal["decided", "narrow enough", "most restarts", "time is up", "nothing looked faster"]
@@ -124,7 +125,8 @@ def tune(
     afresh: bool = False,
     progress: Progress = silent,
 ) -> Tuned:
-    """Of an ONNX file or a bundle, on this machine or on a device. About ``limit_s`` seconds, and at least five restarts to confirm what looked best.
+    """Of an ONNX file or a bundle, on this machine or on a device. About ``limit_s`` seconds from when the device is ready, and at least three
+    restarts to look for something, and five to confirm what looked best.
 
     What is chosen is written to ``output``, if it is given: of a bundle, a new release of it with the choice in its profile; of a file, a profile (.toml)
     that extends the one given. What was measured earlier counts, unless ``afresh``. Raises an EdgeSDKError; what was measured until then is kept.
@@ -167,7 +169,7 @@ def tune(
 
         cores = racer.facts.cores or 1
         there = racer.facts.onnxruntime.providers if racer.facts.onnxruntime else ("CPUExecutionProvider",)
-        search = Search(target, cores, measure, ledger, begin, limit_s, progress, differs if opened.profile else lambda _: None)
+        search = Search(target, cores, measure, ledger, time.monotonic(), limit_s, progress, differs if opened.profile else lambda _: None)
         candidate = search.best(knobs.knobs_of(target, cores=cores, providers=there))
         confirmed = search.confirmed(candidate) if candidate else None
     found = search.told(candidate, confirmed)
@@ -327,6 +329,8 @@ class Search:
 
     def _late(self) -> bool:
         """Whether what is left belongs to the confirmation. The first few measurements are always made, else nothing could be said."""
+        if len(self._costs) < _LEAST_TRIED:
+            return False
         left = self._limit_s - (time.monotonic() - self._begin)
         each = statistics.fmean(self._costs) if self._costs else 0.0
         return left < max(_RESERVED * self._limit_s, _LEAST_CONFIRMED * each)

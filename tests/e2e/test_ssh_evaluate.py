@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesdk import device, evaluation, graph, profiles, remote, setting_up
+from edgesdk import device, evaluation, graph, profiles, remote, setting_up, tuning
 from edgesdk.errors import DeviceError, EvaluationError, ModelError
 from edgesdk.source import model_files
 from tests import digits
@@ -161,3 +161,20 @@ def eventually(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def test_a_bundle_is_tuned_on_the_device_that_it_is_for(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hardly for a second: what is measured there is real, what is best is left to chance."""
+    pi = bench.start()
+    monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path / "cache"))
+    stages: list[str] = []
+    found = tuning.tune(write_bundle(tmp_path / "b"), on="pi", limit_s=1, output=tmp_path / "new", progress=lambda stage, *_: stages.append(stage))
+    assert (found.name, found.release, found.host, found.profile, found.provider) == ("toy", 1, "pi", "x86-cpu", "CPUExecutionProvider")
+    assert found.measured >= 1 and found.remembered == 0
+    assert (tmp_path / "new").exists() == bool(found.settings)
+    assert "try each setting" in stages
+    (kept,) = (tmp_path / "cache" / "tuning").glob("*.jsonl")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(lines) == 1 + found.measured
+    assert (lines[0]["about"]["device"]["host"], lines[0]["about"]["onnxruntime"]) == ("pi", found.onnxruntime)
+    assert list((pi.agent_home / "races").iterdir()) == []

@@ -341,11 +341,11 @@ def test_a_bundle_brings_its_profile(tmp_path: Path) -> None:
 def test_on_this_machine_for_real(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path))
     done = subprocess.run(
-        [sys.executable, "-m", "edgesdk.cli", "tune", str(MODEL), "-p", "x86-cpu", "--limit-s", "6", "--json"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "edgesdk.cli", "tune", str(MODEL), "-p", "x86-cpu", "--limit-s", "1", "--json"], capture_output=True, text=True, check=True
     )
     told = json.loads(done.stdout)
     assert (told["kind"], told["schema"], told["provider"]) == ("tune", 1, "CPUExecutionProvider")
-    assert told["measured"] >= 5
+    assert told["measured"] >= 3
     assert told["tried"][0]["ms"] > 0
     assert len(list((tmp_path / "tuning").glob("*.jsonl"))) == 1
 
@@ -367,7 +367,7 @@ def test_what_is_chosen_is_not_slower_later(tmp_path: Path, monkeypatch: pytest.
     from tests.suite import SUITE
 
     monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path))
-    (row,) = benchmark.run([entry for entry in SUITE if entry.name == "bilstm"], X86, 15, 1)
+    (row,) = benchmark.run([entry for entry in SUITE if entry.name == "bilstm"], X86, 8, 1)
     assert row.verdict != "slower"
     assert row.tuned.seconds < 60
     assert row.text.startswith("| bilstm |")
