@@ -68,6 +68,7 @@ bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours besid
 	$(BIN)/python -m tests.benchmarks.asking
 	.venv-servers/bin/python -m tests.benchmarks.servers
 	$(BIN)/python -m tests.benchmarks.comparing
+	$(BIN)/python -m tests.benchmarks.sustained
 	$(BIN)/python -m tests.benchmarks.tuning
 	$(BIN)/python -m tests.benchmarks.sending
 	$(BIN)/python -m tests.benchmarks.faults

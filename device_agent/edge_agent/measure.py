@@ -97,7 +97,7 @@ def measured(sock: socket.socket, folder: Path, home: Path, *, via: str, **quest
         before = watch.moment()
         frames.send(sock, {"stage": "measure"})
         watch.begin()
-        run, curve = Run(), []
+        run, curve, began = Run(), [], time.time()
 
         def closed(window: Window) -> bool:
             if wanted.curve:
@@ -119,7 +119,7 @@ def measured(sock: socket.socket, folder: Path, home: Path, *, via: str, **quest
             "curve": curve,
             "stopped": stopped.asked,
             "phases_ms": subject.phases_ms(),
-            "about": {**subject.about(), **_device()},
+            "about": {**subject.about(), **_device(), "began": began},
         }
     finally:
         subject.close()

@@ -123,6 +123,7 @@ class About(Reply):
     inputs: AskedInputs | None = None
     device: Text
     cpu: Text | None = None
+    began: Annotated[float, Field(ge=0, le=1e11)] | None = None  # seconds since 1970, by its own clock
 
 
 class Measured(Reply):

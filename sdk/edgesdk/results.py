@@ -145,7 +145,7 @@ class Result:
     target_qps: float | None
     inputs: Inputs
     via: Literal["agent", "session"]
-    started: str  # ISO time
+    started: str  # ISO time; of a sustained run the begin of its curve, by the device's clock
     seconds: float
     stopped: Stopped
     disturbed: tuple[str, ...]  # sentences

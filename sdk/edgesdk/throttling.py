@@ -21,6 +21,7 @@ from edgesdk.results import Level, Window
 CHANGE = 0.05  # of the rate or of the median: what is less is no other level
 TAIL_CHANGE = 0.5  # of p99, which is noisy
 
+_SHORTEST_MS = 1e-6
 _SHORTEST_S = 10.0  # a level; what is shorter is a disturbance. Of a run below a minute: half of that
 _APART = 6  # windows: so far apart noise does not hang together any more
 _PRICE = 5.0  # of a part, times the figures and the logarithm of the number of windows
@@ -34,8 +35,8 @@ def levels(curve: Sequence[Window]) -> tuple[Level, ...]:
     seconds = float(np.median([window.seconds for window in curve]))
     shortest_s = _SHORTEST_S if curve[-1].t_s >= 6 * _SHORTEST_S else _SHORTEST_S / 2
     ends = partition(_series(curve), max(1, math.ceil(shortest_s / seconds)))
-    found = [_level(curve[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
     parts = [list(curve[begin:end]) for begin, end in zip([0, *ends[:-1]], ends, strict=True)]
+    found = [_level(part) for part in parts]
     while len(parts) > 1:  # the two that are most alike become one, until all differ by what counts
         apart = [_apart(one, other) for one, other in itertools.pairwise(found)]
         least = min(range(len(apart)), key=lambda place: apart[place])
@@ -47,11 +48,19 @@ def levels(curve: Sequence[Window]) -> tuple[Level, ...]:
 
 
 def throttled_at(found: Sequence[Level]) -> float | None:
-    """When the first level began that is slower than the one before it, if that is not made up for until the end."""
-    for before, after in itertools.pairwise(found):
-        if _slower(before, after) and _slower(before, found[-1]):
-            return after.from_s
-    return None
+    """When it became slower for good: by a quarter at least of what it lost from its fastest level to its last one, and never better again.
+
+    So neither a neighbour who comes before, nor a slow-down that passes, is taken for it, and of many small steps the first few are not waited for.
+    """
+    if len(found) < 2:
+        return None
+    fastest = min(range(len(found) - 1), key=lambda place: math.log(found[place].p50_ms / found[place].throughput))
+    whole, since = _loss(found[fastest], found[-1]), None
+    for level in reversed(found[fastest + 1 :]):
+        if _loss(found[fastest], level) < max(1.0, whole / 4):
+            break
+        since = level.from_s
+    return since
 
 
 def partition(series: NDArray[np.float64], shortest: int) -> list[int]:
@@ -115,21 +124,18 @@ def _level(part: Sequence[Window]) -> Level:
     return Level(
         from_s=part[0].t_s,
         to_s=part[-1].t_s + part[-1].seconds,
-        p50_ms=float(np.median([one.p50_ms for one in inner])),
-        p99_ms=float(np.median([one.p99_ms for one in inner])),
+        p50_ms=max(float(np.median([one.p50_ms for one in inner])), _SHORTEST_MS),
+        p99_ms=max(float(np.median([one.p99_ms for one in inner])), _SHORTEST_MS),
         throughput=sum(one.throughput * one.seconds for one in inner) / sum(one.seconds for one in inner),
     )
 
 
 def _apart(one: Level, other: Level) -> float:
     """1 and more: they differ by what counts."""
-
-    def differ(a: float, b: float, change: float) -> float:
-        return abs(math.log(max(a, 1e-9) / max(b, 1e-9))) / math.log1p(change)
-
-    return max(differ(one.throughput, other.throughput, CHANGE), differ(one.p50_ms, other.p50_ms, CHANGE), differ(one.p99_ms, other.p99_ms, TAIL_CHANGE))
+    return max(_loss(one, other), _loss(other, one))
 
 
-def _slower(before: Level, after: Level) -> bool:
-    rate, median, tail = before.throughput / max(after.throughput, 1e-9), after.p50_ms / max(before.p50_ms, 1e-9), after.p99_ms / max(before.p99_ms, 1e-9)
-    return rate >= 1 + CHANGE or median >= 1 + CHANGE or tail >= 1 + TAIL_CHANGE
+def _loss(before: Level, after: Level) -> float:
+    """By how much it is slower, in units of what counts: by whichever of the three says most."""
+    rate, median, tail = before.throughput / after.throughput, after.p50_ms / before.p50_ms, after.p99_ms / before.p99_ms
+    return max(math.log(rate) / math.log1p(CHANGE), math.log(median) / math.log1p(CHANGE), math.log(tail) / math.log1p(TAIL_CHANGE))

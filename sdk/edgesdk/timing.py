@@ -219,7 +219,7 @@ def _result(subject: _Subject, measured: Sequence[Measured], wanted: Wanted, sto
         target_qps=wanted.target_qps,
         inputs=inputs,
         via="agent" if subject.digest is None else "session",
-        started=started.isoformat(timespec="seconds"),
+        started=_began(about.began if wanted.curve else None, started).isoformat(timespec="milliseconds"),
         seconds=round(seconds, 1),
         stopped=stopped,
         disturbed=_disturbed(done),
@@ -241,6 +241,11 @@ def _result(subject: _Subject, measured: Sequence[Measured], wanted: Wanted, sto
         throttled_at_s=throttling.throttled_at(found),
         levels=found,
     )
+
+
+def _began(told: float | None, here: datetime) -> datetime:
+    """A sustained run, whose curve is to be seen beside the device's logs, by the device's own clock."""
+    return here if told is None else datetime.fromtimestamp(told, UTC)
 
 
 def _restart(measured: Measured) -> Restart:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from edgesdk.results import Level, Window
+from edgesdk.results import Window
 from edgesdk.throttling import levels, partition, throttled_at
 
 
@@ -65,6 +65,20 @@ def test_of_several_steps_the_first_counts_and_what_is_made_up_for_does_not() ->
     assert throttled_at(passing) is None
 
 
+def test_a_neighbour_before_and_a_slow_down_that_passes_are_not_taken_for_it() -> None:
+    def at(t: float) -> tuple[float, float, float]:
+        return clock(20, 0.94)(t) if t < 60 else clock(0, 0.7)(t) if t < 80 else clock(0, 0.94)(t) if t < 140 else (470.0, 1 / 0.94, 51.0)
+
+    found = levels(curve(240, at, noise=0.01))
+    assert len(found) >= 4
+    assert throttled_at(found) == pytest.approx(140, abs=5)
+
+
+def test_of_many_small_steps_the_last_is_not_waited_for() -> None:
+    at = throttled_at(levels(curve(400, lambda t: clock(100, max(0.6, 1 - (t - 100) / 400) if t > 100 else 1)(t), noise=0.01)))
+    assert at is not None and 100 <= at <= 180
+
+
 def test_a_run_that_gets_faster_was_not_throttled() -> None:
     assert throttled_at(levels(curve(120, clock(40, 1.3)))) is None
 
@@ -83,7 +97,3 @@ def test_a_partition_is_the_cheapest_one() -> None:
     assert partition(series, 2) == [7, 13, 20]
     assert partition(series[:7], 2) == [7]
     assert partition(series, 30) == [20]
-
-
-def test_a_level_is_a_value() -> None:
-    assert Level(from_s=0, to_s=1, p50_ms=1, p99_ms=2, throughput=3) == Level(from_s=0, to_s=1, p50_ms=1, p99_ms=2, throughput=3)
