@@ -11,7 +11,7 @@
 A tour, in the order of the work: `profiles` says what hardware wants; `convert` makes ONNX of what a framework trained; `graph`
 reads it; `passes` transform it, one file each; `recipe` chooses among them by evidence that `accuracy` and `benchmark` gather;
 `constraints` proves that the result obeys its profile; `packaging` is that whole path, top to bottom, and ends in a bundle, whose
-format `edge_agent.bundle` owns. `device` takes a bundle to a device over a `transport` and asks it there. `cli` is all of this typed.
+format `edge_agent.bundle` owns. `deploying` takes a bundle to a `device` over a `transport`, and that is asked there. `cli` is all of this typed.
 """
 
 import os
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgesdk.comparison import compare
-    from edgesdk.device import connect, deploy
+    from edgesdk.deploying import deploy
+    from edgesdk.device import connect
     from edgesdk.errors import EdgeSDKError
     from edgesdk.evaluation import Evaluated, evaluate
     from edgesdk.inspection import inspect
@@ -70,7 +71,7 @@ _HOMES = {
     "bench": "timing",
     "compare": "comparison",
     "connect": "device",
-    "deploy": "device",
+    "deploy": "deploying",
     "evaluate": "evaluation",
     "find_profile": "profiles",
     "inspect": "inspection",

@@ -30,8 +30,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edge_agent.bundle import Layout, digest_of
 from edge_agent.store import write_atomically
-from edgesdk import device
-from edgesdk.device import Deployment, Stage
+from edgesdk import deploying, device
+from edgesdk.deploying import Deployment
+from edgesdk.device import Stage
 from edgesdk.errors import FleetError
 from edgesdk.explaining import first_problem
 from edgesdk.progress import Progress, silent
@@ -218,7 +219,7 @@ class Rollout:
 
 def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True, stage: Stage | None = None) -> Deployment:
     try:
-        return device.attempt(
+        return deploying.attempt(
             member.host,
             bundle,
             as_profile=member.as_profile,

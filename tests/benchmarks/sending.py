@@ -26,7 +26,7 @@ import numpy as np
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import agent_package, device, sending, sent, setting_up, transport
+from edgesdk import agent_package, deploying, device, sending, sent, setting_up, transport
 from tests.bundles import contents, inputs, write_bundle
 from tests.e2e.bare import BareDevice, bare_device, bare_devices
 from tests.e2e.links import Counter, slow_link
@@ -130,11 +130,11 @@ def update(folder: Path) -> list[str]:
         with prepared(folder) as bare:
             sent._folder = lambda kind=kind: folder / f"sent-{kind}"  # type: ignore[assignment,misc]
             with device.connect(bare.name) as pi:
-                device.deploy(pi, old)
+                deploying.deploy(pi, old)
             with slow_link(f"{bare.host}:22") as link:
                 lead_through(folder, bare, link.port)
                 with device.connect(bare.name) as pi:
-                    assert device.deploy(pi, new).outcome == "active"
+                    assert deploying.deploy(pi, new).outcome == "active"
             mine = link.up + link.down
             other = rsync_bytes(folder, old, new)
         lines.append(f"| {kind} | {other / 1e6:.2f} MB | {mine / 1e6:.2f} MB | {mine / other:.3f} | at most {most}: {yes(mine <= most * other)} |")
@@ -186,7 +186,7 @@ def same(folder: Path) -> list[str]:
     target = write_bundle(folder / "bundle", width=600)
     with prepared(folder) as bare:
         with device.connect(bare.name) as pi:
-            device.deploy(pi, target)
+            deploying.deploy(pi, target)
         seconds, python = [], []
         for _ in range(SAME_ROUNDS):
             with transport.connect(bare.name) as plain:
@@ -194,7 +194,7 @@ def same(folder: Path) -> list[str]:
                 assert plain.run(["python3", "-c", "pass"]).returncode == 0
                 python.append(time.perf_counter() - begin)
             begin = time.perf_counter()
-            assert device.attempt(bare.name, target).outcome == "unchanged"
+            assert deploying.attempt(bare.name, target).outcome == "unchanged"
             seconds.append(time.perf_counter() - begin)
         with Counter(bare.host, 22) as door:
             lead_through(folder, bare, door.port)
@@ -205,7 +205,7 @@ def same(folder: Path) -> list[str]:
                 plain.run(["true"])
             one_command = door.answers - handshake
             before = door.answers
-            assert device.attempt(bare.name, target).outcome == "unchanged"
+            assert deploying.attempt(bare.name, target).outcome == "unchanged"
             whole = door.answers - before
     took, pass_s = statistics.median(seconds), statistics.median(python)
     return [

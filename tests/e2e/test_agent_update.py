@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import digest_of
-from edgesdk import agent_package, device
+from edgesdk import agent_package, deploying, device
 from edgesdk.agent_package import AgentPackage
 from edgesdk.errors import DeviceError
 from tests.bundles import write_bundle
@@ -37,16 +37,16 @@ def test_an_agent_that_cannot_be_imported_is_given_up_and_the_next_one_taken(
     bench.start()
     first, second = write_bundle(tmp_path / "1"), write_bundle(tmp_path / "2", release=2, seed=1)
     with device.connect("pi") as pi:
-        assert device.deploy(pi, first).outcome == "active"
+        assert deploying.deploy(pi, first).outcome == "active"
         monkeypatch.setattr(agent_package, "build", lambda: other(module, b"\nimport a_module_that_nobody_has\n"))
         with pytest.raises(DeviceError, match="the new agent does not run on `pi`: the one before it does, and answers"):
-            device.deploy(pi, second)
+            deploying.deploy(pi, second)
         assert pi.infer("toy").agrees
         status = pi.status()
         assert status.agent.digest == REAL.name
         assert "did not start, or died" in (status.agent.problem or "")
         mended = other(module, b"\n# mended\n")
         monkeypatch.setattr(agent_package, "build", lambda: mended)
-        assert device.deploy(pi, second).outcome == "active"
+        assert deploying.deploy(pi, second).outcome == "active"
         assert (pi.status().agent.digest, pi.status().agent.problem) == (mended.name, None)
         pi.ask("stop")

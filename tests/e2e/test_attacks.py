@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, sending
+from edgesdk import deploying, device, sending
 from edgesdk.errors import DeviceError, EdgeSDKError
 from tests.bundles import write_bundle
 from tests.e2e.conftest import Bench, Device, keygen
@@ -124,7 +124,7 @@ def test_no_secret_is_in_any_log_of_a_deployment_at_any_verbosity(
     logging.getLogger("paramiko").setLevel(1)
     try:
         with device.connect("pi") as there:
-            assert device.deploy(there, write_bundle(tmp_path / "b")).outcome == "active"
+            assert deploying.deploy(there, write_bundle(tmp_path / "b")).outcome == "active"
             there.ask("tcp", "0")
             there.status()
             there.logs()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import device
+from edgesdk import deploying, device
 from edgesdk.cli import app
 from tests.bundles import inputs, write_bundle
 from tests.e2e.bare import bare_device, needs_bare
@@ -31,7 +31,7 @@ def test_every_program_finds_the_client_and_a_teardown_leaves_nothing(tmp_path: 
         monkeypatch.setenv("EDGESDK_SSH_CONFIG", str(bare.config))
         before = bare.ssh("find . -type f | sort")
         with device.connect("bare") as pi:
-            assert device.deploy(pi, bundle).outcome == "active"
+            assert deploying.deploy(pi, bundle).outcome == "active"
             # No numpy on the device but the agent's; a numpy of the program's own would come first.
             assert bare.ssh(f"cd / && python3 -c '{ASK}'").startswith("/home/pi/.local/share/edge-agent/runtime/")
             own = "mkdir -p own/numpy && echo __version__=0 > own/numpy/__init__.py && PYTHONPATH=own python3 -c"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import device, setting_up
+from edgesdk import deploying, device, setting_up
 from tests.bundles import write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
 from tests.e2e.links import lossy_link
@@ -26,7 +26,7 @@ def test_one_packet_in_twenty_is_lost(tmp_path: Path, monkeypatch: pytest.Monkey
     with bare_device("lossy") as bare:
         prepare(bare, monkeypatch)
         with lossy_link(bare.name, bare.state, "--loss", "5", "--rtt-ms", "20", "--mbit", "50"):
-            deployed = device.attempt(bare.name, bundle)
+            deployed = deploying.attempt(bare.name, bundle)
     assert deployed.outcome == "active", deployed.error
     assert deployed.bytes_sent == size_of(bundle)
 
@@ -42,7 +42,7 @@ def test_the_plug_is_pulled_while_it_is_sent_something(tmp_path: Path, monkeypat
 
     with bare_device("plug") as bare:
         prepare(bare, monkeypatch)
-        deployed = device.attempt(bare.name, bundle, progress=pull)
+        deployed = deploying.attempt(bare.name, bundle, progress=pull)
         assert pulled
         assert deployed.outcome == "active", deployed.error
         with device.connect(bare.name) as pi:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgesdk import device, timing
+from edgesdk import deploying, device, timing
 from edgesdk.errors import DeviceError
 from tests.bundles import write_bundle
 from tests.e2e.conftest import Bench
@@ -28,7 +28,7 @@ def test_a_file_comes_and_goes_and_a_deployed_model_is_asked_there(bench: Bench,
     assert list((pi.agent_home / "races").iterdir()) == [], "what was sent is gone"
     with pytest.raises(DeviceError, match=r"`pi` cannot measure it: .*toy"):
         timing.bench("pi", "toy", limit_s=0.1)
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     found = timing.bench("pi", "toy", limit_s=0.1)
     assert (found.name, found.release, found.via, found.inputs.source) == ("toy", 1, "agent", "golden")
     with device.connect("pi") as there:
@@ -41,7 +41,7 @@ def test_a_file_comes_and_goes_and_a_deployed_model_is_asked_there(bench: Bench,
 @pytest.mark.slow
 def test_ctrl_c_brings_what_the_device_has_by_then_and_leaves_nothing_there(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start()
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     argv = [sys.executable, "-c", START, "bench", "pi", "toy", "--sustained", "20m", "--json"]
     child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

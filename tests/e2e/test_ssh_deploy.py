@@ -18,7 +18,7 @@ import pytest
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import device, setting_up
+from edgesdk import deploying, device, setting_up
 from edgesdk.errors import DeviceError
 from tests.bundles import answer, contents, inputs, write_bundle
 from tests.e2e.conftest import Bench
@@ -43,7 +43,7 @@ def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) ->
     x = inputs(WIDTH)[0]
     stages: list[str] = []
     with device.connect("pi") as pi:
-        deployed = device.deploy(pi, first, progress=lambda stage, *_: stages.append(stage))
+        deployed = deploying.deploy(pi, first, progress=lambda stage, *_: stages.append(stage))
         assert deployed.outcome == "active" and deployed.previous is None and deployed.first_answer_ms
         assert (deployed.blobs_sent, deployed.bytes_sent) == (len(blobs_of(first)), sum(blobs_of(first).values()))
         assert list(dict.fromkeys(stages))[:3] == ["agent", "start", "push"]
@@ -54,10 +54,10 @@ def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) ->
         assert (reported.name, reported.release, reported.digest, reported.errors) == ("toy", 1, deployed.digest, 0)
         assert reported.count >= 2 and reported.latency_ms and reported.latency_ms.p99 >= reported.latency_ms.p50 > 0
 
-        again = device.deploy(pi, first)
+        again = deploying.deploy(pi, first)
         assert (again.outcome, again.blobs_sent, again.bytes_sent, again.digest) == ("unchanged", 0, 0, deployed.digest)
 
-        newer = device.deploy(pi, second)
+        newer = deploying.deploy(pi, second)
         changed = {digest: size for digest, size in blobs_of(second).items() if digest not in blobs_of(first)}
         assert len(changed) < len(blobs_of(second))
         assert (newer.outcome, newer.previous, newer.blobs_sent, newer.bytes_sent) == ("active", deployed.digest, len(changed), sum(changed.values()))
@@ -72,7 +72,7 @@ def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) ->
 
 def test_the_agent_outlives_the_connection(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start()
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     done = subprocess.run([pi.agent_home / "bin" / "edge-agent", "infer", "toy", "--golden"], capture_output=True, text=True, check=True)
     assert '"agrees": true' in done.stdout
     with device.connect("pi") as again:
@@ -82,7 +82,7 @@ def test_the_agent_outlives_the_connection(bench: Bench, tmp_path: Path) -> None
 def test_what_a_login_shell_prints_does_no_harm(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start(login_shell="bash")
     (pi.home / ".bashrc").write_text("echo 'Welcome to this device!'; printf 'no line end'; echo noise >&2\n")
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
 
 
 def test_another_pythons_settings_do_no_harm_and_the_agents_folder_is_the_devices_choice(bench: Bench, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_another_pythons_settings_do_no_harm_and_the_agents_folder_is_the_device
     home = tmp_path / "its own folder"
     bench.start(environment=f'PYTHONPATH={polluted} "EDGE_AGENT_HOME={home}"')
     try:
-        assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+        assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
         with device.connect("pi") as pi:
             assert pi.status().agent.home == str(home)
     finally:
@@ -103,14 +103,14 @@ def test_another_pythons_settings_do_no_harm_and_the_agents_folder_is_the_device
 def test_through_another_host(bench: Bench, tmp_path: Path) -> None:
     bench.start("door")
     bench.start("inside", options="  ProxyJump door")
-    deployed = device.attempt("inside", write_bundle(tmp_path / "b"))
+    deployed = deploying.attempt("inside", write_bundle(tmp_path / "b"))
     assert (deployed.host, deployed.outcome) == ("inside", "active")
 
 
 def test_a_bundle_that_answers_wrongly_there_leaves_the_old_one_running(bench: Bench, tmp_path: Path) -> None:
     bench.start()
-    assert device.attempt("pi", write_bundle(tmp_path / "good", width=WIDTH)).worked
-    failed = device.attempt("pi", write_bundle(tmp_path / "bad", width=WIDTH, release=2, seed=1, wrong=True))
+    assert deploying.attempt("pi", write_bundle(tmp_path / "good", width=WIDTH)).worked
+    failed = deploying.attempt("pi", write_bundle(tmp_path / "bad", width=WIDTH, release=2, seed=1, wrong=True))
     assert failed.outcome == "failed" and failed.error and "y" in failed.error["message"]
     with device.connect("pi") as pi:
         np.testing.assert_allclose(asked(pi), answer(inputs(WIDTH)[0], width=WIDTH), atol=1e-3)
@@ -118,7 +118,7 @@ def test_a_bundle_that_answers_wrongly_there_leaves_the_old_one_running(bench: B
 
 def test_a_model_that_is_not_there(bench: Bench, tmp_path: Path) -> None:
     bench.start()
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     with device.connect("pi") as pi, pytest.raises(DeviceError, match="other"):
         pi.infer("other")
 
@@ -136,7 +136,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(bench: Bench, tmp_path: Pat
                 f"Host cut\n  HostName 127.0.0.1\n  Port {cutter.port}\n  HostKeyAlias [127.0.0.1]:{pi.port}\n  IdentityFile {bench.key}\n"
                 f"  UserKnownHostsFile {bench.known_hosts}\n"
             )
-        deployed = device.attempt("cut", bundle)
+        deployed = deploying.attempt("cut", bundle)
     assert deployed.outcome == "active", deployed.error
     assert cutter.connections == 2
     assert deployed.bytes_sent == size
@@ -204,11 +204,11 @@ def test_a_bare_python_is_sent_its_onnxruntime(bench: Bench, tmp_path: Path, mon
     stages: list[str] = []
     with device.connect("pi") as there:
         assert there.facts().onnxruntime is None
-        assert device.deploy(there, bundle, progress=lambda stage, *_: stages.append(stage)).outcome == "active"
+        assert deploying.deploy(there, bundle, progress=lambda stage, *_: stages.append(stage)).outcome == "active"
         after = there.facts()
         assert after.onnxruntime and after.onnxruntime.where == "runtime"
         assert there.infer("toy").agrees
-        assert device.deploy(there, bundle).outcome == "unchanged"
+        assert deploying.deploy(there, bundle).outcome == "unchanged"
     assert list(dict.fromkeys(stages))[:4] == ["agent", "numpy", "onnxruntime", "start"]
     assert len(list((pi.agent_home / "setup").iterdir())) == 1
 
@@ -218,9 +218,9 @@ def test_a_new_version_goes_as_what_differs_from_the_old_one(bench: Bench, tmp_p
     folders = [_retrained(tmp_path / f"v{release}", release) for release in (1, 2, 3)]
     weights = next(size for size in blobs_of(folders[0]).values() if size > 1 << 20)
     with device.connect("pi") as pi:
-        first = device.deploy(pi, folders[0])
+        first = deploying.deploy(pi, folders[0])
         assert first.bytes_sent > weights
-        second = device.deploy(pi, folders[1])
+        second = deploying.deploy(pi, folders[1])
         assert (second.outcome, second.previous) == ("active", first.digest)
         assert second.bytes_sent < weights / 20
         # what it starts from is damaged there: the whole is sent, and nobody need know
@@ -229,7 +229,7 @@ def test_a_new_version_goes_as_what_differs_from_the_old_one(bench: Bench, tmp_p
         base = pi_files.agent_home / "blobs" / "sha256" / digest[len("sha256:") :]
         kept = base.read_bytes()
         base.write_bytes(kept[:-4] + b"\0\0\0\0")
-        third = device.deploy(pi, folders[2])
+        third = deploying.deploy(pi, folders[2])
         assert third.outcome == "active" and third.bytes_sent > weights
 
 
@@ -249,7 +249,7 @@ def _retrained(target: Path, release: int) -> Path:
 def test_a_device_whose_login_shell_is_csh_is_set_up_like_any_other(bench: Bench, tmp_path: Path) -> None:
     """Its words are short, and it looks for `!` in quotes; the set-up's programs are sent as one word of some ten thousand letters."""
     bench.start(login_shell="csh")
-    done = device.attempt("pi", write_bundle(tmp_path / "v1", width=WIDTH))
+    done = deploying.attempt("pi", write_bundle(tmp_path / "v1", width=WIDTH))
     assert done.outcome == "active", done.error
     with device.connect("pi") as pi:
         np.testing.assert_allclose(asked(pi), answer(inputs(WIDTH)[0], width=WIDTH), atol=1e-3)

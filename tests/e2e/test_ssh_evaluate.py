@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesdk import device, evaluation, graph, profiles, remote, setting_up, tuning
+from edgesdk import deploying, device, evaluation, graph, profiles, remote, setting_up, tuning
 from edgesdk.errors import DeviceError, EvaluationError, ModelError
 from edgesdk.source import model_files
 from tests import digits
@@ -85,7 +85,7 @@ def test_the_score_is_that_of_the_devices_own_onnxruntime_by_hand_bit_for_bit(be
 def test_a_deployed_model_by_name_and_the_verb(bench: Bench, tmp_path: Path) -> None:
     bench.start()
     digits.write(tmp_path)
-    assert device.attempt("pi", write_bundle(tmp_path / "b", release=2)).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b", release=2)).worked
     (tmp_path / "judge.py").write_text(
         "import numpy as np\nfrom tests.bundles import answer, inputs\n\n\ndef judge(run):\n"
         "    return [float(np.allclose(run({'x': x})['y'], answer(x), atol=1e-3)) for x in inputs(8)]\n\n\n"

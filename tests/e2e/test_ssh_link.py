@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, sending, sent, setting_up
+from edgesdk import deploying, device, sending, sent, setting_up
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError
 from edgesdk.transport import Completed, Transport, connect
@@ -64,7 +64,7 @@ def test_a_transfer_that_is_cut_goes_on_where_it_was(
         bundle = write_bundle(tmp_path / str(percent), width=WIDTH, release=release, seed=release)
         size = size_of(bundle)
         with slow_link(port, *LINK, "--cut", how, "--cut-after-bytes", str(size * percent // 100)) as link:
-            deployed = device.attempt(behind(bench, link, f"at{percent}", port), bundle)
+            deployed = deploying.attempt(behind(bench, link, f"at{percent}", port), bundle)
         assert deployed.outcome == "active", deployed.error
         assert link.connections == 2
         assert link.up <= 1.02 * size, f"{link.up - size} bytes more, cut at {percent} %"
@@ -91,7 +91,7 @@ def test_a_link_that_breaks_during_the_activation_is_asked_again(bench: Bench, t
     ways: list[Any] = []
     with slow_link(port) as link:
         links.append(link)
-        deployed = device.attempt(behind(bench, link, "cut", port), write_bundle(tmp_path / "b", width=WIDTH), progress=breaks)
+        deployed = deploying.attempt(behind(bench, link, "cut", port), write_bundle(tmp_path / "b", width=WIDTH), progress=breaks)
     for way in ways:
         way.__exit__(None, None, None)
     assert deployed.outcome == "active", deployed.error
@@ -106,7 +106,7 @@ def test_a_link_that_comes_and_goes_finishes_in_the_end(bench: Bench, tmp_path: 
     bundle = write_bundle(tmp_path / "b", width=WIDTH)
     size = size_of(bundle)
     with slow_link(port, *LINK, "--cut-after-bytes", str(size // 8), "--cut-times", "6") as link:
-        deployed = device.attempt(behind(bench, link, "flaky", port), bundle)
+        deployed = deploying.attempt(behind(bench, link, "flaky", port), bundle)
     assert deployed.outcome == "active", deployed.error
     assert link.connections == 7
 
@@ -118,10 +118,10 @@ def test_who_sends_and_who_receives_give_up_a_link_that_stalls_and_another_host_
     bundle = write_bundle(tmp_path / "b", width=WIDTH)
     monkeypatch.setattr(device, "_RECONNECT_S", 0)
     with slow_link(port, *LINK, "--cut", "hang", "--cut-after-bytes", str(size_of(bundle) // 2), "--cut-times", "0") as link:
-        stalled = device.attempt(behind(bench, link, "stalled", port), bundle)
+        stalled = deploying.attempt(behind(bench, link, "stalled", port), bundle)
         assert stalled.error and "is silent: nothing moved for 3 s (during `receive`)" in stalled.error["message"]
         monkeypatch.setattr(device, "_PUT_SILENCE_S", 60)  # the device still holds the file of the one who is gone, for half a minute
-        other = device.attempt("pi", bundle)
+        other = deploying.attempt("pi", bundle)
     assert other.outcome == "active", other.error
     assert other.bytes_sent < 0.6 * size_of(bundle)
 
@@ -129,17 +129,17 @@ def test_who_sends_and_who_receives_give_up_a_link_that_stalls_and_another_host_
 def test_what_has_not_changed_costs_two_round_trips(bench: Bench, tmp_path: Path) -> None:
     """Beyond those of SSH itself: a channel, and one command that looks, asks the golden question, and tells."""
     port, bundle = prepared(bench), write_bundle(tmp_path / "b")
-    assert device.attempt("pi", bundle).outcome == "active"
+    assert deploying.attempt("pi", bundle).outcome == "active"
     with Counter("127.0.0.1", port) as door:
         bench.entry("door", door.port, f"  HostKeyAlias [127.0.0.1]:{port}")
         with connect("door"):
             pass
         handshake = door.answers
-        again = device.attempt("door", bundle)
+        again = deploying.attempt("door", bundle)
         assert (again.outcome, again.bytes_sent) == ("unchanged", 0) and again.first_answer_ms
         assert door.answers - 2 * handshake <= 2
         before = door.answers
-        assert device.attempt("door", write_bundle(tmp_path / "new", release=2, seed=1)).outcome == "active"
+        assert deploying.attempt("door", write_bundle(tmp_path / "new", release=2, seed=1)).outcome == "active"
         assert door.answers - before - handshake > 2  # it does count
 
 
@@ -176,7 +176,7 @@ def test_whichever_reply_is_lost_nothing_is_done_twice(tmp_path: Path, monkeypat
     with Device(lambda: Forgetful(connect("local"), lost)) as here:
         try:
             for bundle in (first, second):
-                assert device.deploy(here, bundle).outcome in ("active", "unchanged")
+                assert deploying.deploy(here, bundle).outcome in ("active", "unchanged")
             assert len(lost) >= 12
             journal = (tmp_path / "agent" / "journal.jsonl").read_text()
             assert journal.count('"activated"') == 2
@@ -203,10 +203,10 @@ def test_of_two_people_the_second_is_told_who_is_at_it(bench: Bench, tmp_path: P
                     other.activate(manifest.digest)
                 refused.append(str(caught.value))
 
-        deployed = device.attempt("pi", first, progress=meanwhile)
+        deployed = deploying.attempt("pi", first, progress=meanwhile)
     assert deployed.outcome == "active"
     assert "another deployment is under way on this device: activate sha256:" in refused[0] and f" by {device._me()}, for " in refused[0]
-    assert device.attempt("pi", second).outcome == "active"
+    assert deploying.attempt("pi", second).outcome == "active"
 
 
 @pytest.mark.parametrize("shell", ["rbash", "dash", "fish"])
@@ -217,12 +217,12 @@ def test_a_deployment_by_any_login_shell(bench: Bench, tmp_path: Path, shell: st
         (path / "rbash").symlink_to("/bin/bash")
         shell = str(path / "rbash")
     bench.start(login_shell=shell)
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
 
 
 def test_a_login_shell_that_runs_nothing_is_named(bench: Bench, tmp_path: Path) -> None:
     bench.start(login_shell="/usr/sbin/nologin")
-    refused = device.attempt("pi", write_bundle(tmp_path / "b"))
+    refused = deploying.attempt("pi", write_bundle(tmp_path / "b"))
     assert refused.error and "runs no commands (exit 1): This account is currently not available." in refused.error["message"]
     assert "login shell" in refused.error["hint"]
 
@@ -232,11 +232,11 @@ def test_a_banner_before_the_login_does_no_harm(bench: Bench, tmp_path: Path) ->
     banner.write_text("Authorized use only!\n" * 20 + "edge-agent-reply: {}\n")
     pi = bench.start(login_shell="bash", sshd_options=f"Banner {banner}")
     (pi.home / ".bashrc").write_text("echo 'edge-agent-reply: {'; cat ../../banner; echo 'edge-agent-reply: no JSON'\n")
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
 
 
 def test_a_login_shell_that_eats_what_is_sent_is_an_error_that_says_so(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start(login_shell="bash")
     (pi.home / ".bashrc").write_text("exit 0\n")
-    refused = device.attempt("pi", write_bundle(tmp_path / "b"))
+    refused = deploying.attempt("pi", write_bundle(tmp_path / "b"))
     assert refused.outcome == "failed" and refused.error and "runs no commands" in refused.error["message"]

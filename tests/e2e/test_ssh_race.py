@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgesdk import device, profiles, setting_up
+from edgesdk import deploying, device, profiles, setting_up
 from edgesdk.errors import ConnectionFailed, DeviceError, ModelError
 from edgesdk.inspection import inspect
 from edgesdk.race import Files, racing
@@ -43,7 +43,7 @@ def products(count: int, *, seed: int = 0) -> Files:
 def test_against_itself_a_bigger_one_and_broken_ones(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start()
     small, big = products(2), products(10)
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     with racing("pi", X86, X) as racer:
         same = racer.race(small, small, limit_s=1)
         assert same.low < 1.1 and same.high > 0.9
@@ -117,7 +117,7 @@ def test_a_connection_that_is_cut_is_opened_again(bench: Bench) -> None:
 def test_what_a_host_that_is_gone_for_good_left_goes_when_the_agent_starts(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pi = bench.start()
     monkeypatch.setattr(device.Device, "end_race", lambda *_: (_ for _ in ()).throw(ConnectionFailed("gone")))
-    assert device.attempt("pi", write_bundle(tmp_path / "b")).worked
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
     with racing("pi", X86, X) as racer:
         racer.race(products(2), products(2), limit_s=0.1)
     left = pi.agent_home / "races" / racer.session

@@ -11,7 +11,7 @@ import pytest
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import device, signing
+from edgesdk import deploying, device, signing
 from edgesdk.errors import Refused, SigningError
 from tests import bundles
 from tests.e2e.conftest import Bench, keygen
@@ -45,26 +45,26 @@ def test_who_sets_a_device_up_is_whom_it_trusts(bench: Bench, tmp_path: Path) ->
     first = signed_bundle(tmp_path / "first", release=2, seed=2)
     with device.connect("pi") as pi:
         with pytest.raises(Refused, match=r"`toy` is not signed, and .* takes signed bundles only"):
-            device.deploy(pi, unsigned)
+            deploying.deploy(pi, unsigned)
         assert pi.facts().agent is None, "refused before the first byte"
-        assert device.deploy(pi, first).outcome == "active"
+        assert deploying.deploy(pi, first).outcome == "active"
         assert edgesdk("key", "trusted", "pi")["signers"] == [
             {"principals": "ana", "kind": "ssh-ed25519", "fingerprint": ana, "expires": None, "revoked": False}
         ]
         with pytest.raises(Refused, match="is not signed"):
-            device.deploy(pi, unsigned)
+            deploying.deploy(pi, unsigned)
 
         # rotation: the new key is made known, then the old one is revoked
         edgesdk("key", "use", str(tmp_path / "bob"))
         second = signed_bundle(tmp_path / "second", release=3, seed=3)
         with pytest.raises(Refused, match=r"`pi` \(x86_64\) does not know") as caught:
-            device.deploy(pi, second)
+            deploying.deploy(pi, second)
         assert "edgesdk key trust" in caught.value.hint
         assert len(edgesdk("key", "trust", "pi", "--expires", "20991231")["signers"]) == 2
-        assert device.deploy(pi, second).outcome == "active"
+        assert deploying.deploy(pi, second).outcome == "active"
         assert edgesdk("key", "revoke", "pi", ana)["signers"][0]["revoked"]
         with pytest.raises(Refused, match=r"was revoked on `pi`"):
-            device.deploy(pi, first)
+            deploying.deploy(pi, first)
         assert pi.status().models[0].release == 3
 
 
@@ -72,13 +72,13 @@ def test_a_device_that_is_there_goes_on_taking_any_until_it_is_told(bench: Bench
     bench.start()
     unsigned = bundles.write_bundle(tmp_path / "unsigned")
     with device.connect("pi") as pi:
-        assert device.deploy(pi, unsigned).outcome == "active"
+        assert deploying.deploy(pi, unsigned).outcome == "active"
         keygen(tmp_path / "ana")
         edgesdk("key", "use", str(tmp_path / "ana"))
-        assert device.deploy(pi, unsigned).outcome == "unchanged"
+        assert deploying.deploy(pi, unsigned).outcome == "unchanged"
         edgesdk("key", "trust", "pi")
         with pytest.raises(Refused, match="is not signed"):
-            device.deploy(pi, unsigned)
+            deploying.deploy(pi, unsigned)
 
 
 def test_verify_says_who_signed_and_finds_what_was_changed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import digest_of
-from edgesdk import agent_package, device, setting_up, signing, transport
+from edgesdk import agent_package, deploying, device, setting_up, signing, transport
 from edgesdk.agent_package import AgentPackage
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
@@ -79,9 +79,9 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
     with device.connect(board.name) as pi:
         facts = pi.facts()
         assert (facts.user, facts.mode, facts.home, facts.writable) == ("pi", "system", "/var/lib/edge-agent", False)
-        assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+        assert deploying.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
         assert pi.infer("toy").agrees
-        assert device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1), stage=device.Stage()).outcome == "staged"
+        assert deploying.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1), stage=device.Stage()).outcome == "staged"
         assert pi.activate("toy").outcome == "active"
         assert pi.rollback("toy").release == 1
         with pytest.raises(Refused, match="is not root, and there is no sudo"):
@@ -105,11 +105,11 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
     monkeypatch.setattr(agent_package, "build", lambda: newer)
     three = write_bundle(tmp_path / "three", width=WIDTH, release=3, seed=3)
     with device.connect(board.name) as pi, pytest.raises(Refused, match="is not root, and there is no sudo"):
-        device.deploy(pi, three)
+        deploying.deploy(pi, three)
     os.environ["EDGESDK_SSH_CONFIG"] = str(config)
     try:
         with device.connect(board.name) as there:
-            assert device.deploy(there, three).outcome == "active"
+            assert deploying.deploy(there, three).outcome == "active"
             assert there.status().agent.digest == newer.name
     finally:
         os.environ["EDGESDK_SSH_CONFIG"] = str(board.config)
@@ -157,7 +157,7 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
                 setting_up.set_up_system(pi, typed("guessed"))
             setting_up.set_up_system(pi, typed("open sesame"))
             assert pi.status().agent.home == "/var/lib/edge-agent", "pi is in the group by now"
-            assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+            assert deploying.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
             assert asked_for == ["password of pi on system, for sudo: "] * 2
             with transport.connect(board.name) as plain:
                 root = become(plain, typed("open sesame"))
@@ -168,7 +168,7 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
             keygen(tmp_path / "ana")
             assert pi.trust(signing.read(tmp_path / "ana").line()).demanded, "whom a system trusts is root's to say"
             with pytest.raises(Refused, match="is not signed"):
-                device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1))
+                deploying.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1))
             gone = pi.tear_down()
     finally:
         board.ssh("SUDO_FORCE_REMOVE=yes dpkg --purge sudo; passwd --lock pi", user="root")

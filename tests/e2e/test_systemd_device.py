@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgesdk import device
+from edgesdk import deploying, device
 from tests.bundles import inputs, write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
 
@@ -52,7 +52,7 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     with bare_device("board", "--systemd") as started:
         monkeypatch.setenv("EDGESDK_SSH_CONFIG", str(started.config))
         with device.connect("board") as pi:
-            assert device.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
+            assert deploying.deploy(pi, write_bundle(tmp_path / "one", width=WIDTH)).outcome == "active"
         yield started
 
 
@@ -68,7 +68,7 @@ def test_a_users_service_outlives_crash_and_reboot_and_answers_when_asked(board:
     board.ssh(f"{AGENT} stop")
     assert asked(board) == "1"  # the socket is systemd's: who asks has the agent started
     with device.connect("board") as pi:
-        assert device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1)).outcome == "active"
+        assert deploying.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1)).outcome == "active"
     board.reboot()
     assert asked(board) == "2"
     assert "active" in board.ssh("systemctl --user is-active edge-agent.service")
@@ -87,7 +87,7 @@ def test_a_service_of_the_system_works_under_its_filters(board: BareDevice, tmp_
     exposed = board.ssh("systemd-analyze security edge-agent.service | tail -1", user="root")
     assert float(re.findall(r"[0-9]+\.[0-9]", exposed)[0]) < 2.5, exposed
     with device.connect("board") as pi:  # load, trial, threads bound to cores, swap: all of it is allowed
-        assert device.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1)).outcome == "active"
+        assert deploying.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1)).outcome == "active"
         assert asked(board) == "2"
         assert pi.rollback("toy").release == 1
         assert pi.status().models[0].state == "active"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edge_agent.bundle import Layout
-from edgesdk import device, preflight, sending, setting_up
+from edgesdk import deploying, device, preflight, sending, setting_up
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError, OutcomeUnknown, Refused, RolledBack
 from edgesdk.replies import Facts
@@ -187,7 +187,7 @@ def test_room_for_the_agent_and_the_bundle_together_is_asked_for_before_either_i
     lacking = {"missing": [{"digest": blob.digest, "offset": 0} for blob in manifest.blobs]}
     pi, transport = scripted(old.to_dict(), lacking)
     with pytest.raises(Refused, match=r"of disk below /h, `pi` \(x86_64\) has 3\.0 MB free"):
-        device.deploy(pi, bundle)
+        deploying.deploy(pi, bundle)
     assert [argv[-1] for argv in transport.asked[1:]] == ["missing"]
 
 
@@ -450,9 +450,9 @@ def test_going_back_is_not_asked_for_twice() -> None:
 
 
 def test_what_goes_wrong_with_one_of_many_is_in_its_result(tmp_path: Path) -> None:
-    failed = device.attempt("-oProxyCommand=id", write_bundle(tmp_path / "b"))
+    failed = deploying.attempt("-oProxyCommand=id", write_bundle(tmp_path / "b"))
     assert (failed.outcome, failed.worked) == ("failed", False) and failed.error and "is no host" in failed.error["message"]
-    missing = device.attempt("local", tmp_path / "nothing")
+    missing = deploying.attempt("local", tmp_path / "nothing")
     assert missing.error and "there is no bundle" in missing.error["message"]
     assert list(missing.to_dict()) == [
         "host",
@@ -505,9 +505,9 @@ def test_local_is_a_device(tmp_path: Path, agent_home: Path) -> None:
     with device.connect("local") as here:
         if here.facts().architecture != "x86_64":
             pytest.skip("this machine takes another profile")
-        first = device.deploy(here, bundle)
+        first = deploying.deploy(here, bundle)
         assert (first.outcome, first.previous) == ("active", None) and first.first_answer_ms and first.blobs_sent > 5
-        again = device.deploy(here, bundle)
+        again = deploying.deploy(here, bundle)
         assert (again.outcome, again.blobs_sent, again.bytes_sent) == ("unchanged", 0, 0)
         x = np.ones((1, 8), np.float32)
         np.testing.assert_allclose(here.infer("toy", {"x": x}).arrays()["y"], answer(x), rtol=1e-4)

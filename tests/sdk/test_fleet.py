@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgesdk import fleet
-from edgesdk.device import Deployment, Stage
+from edgesdk.deploying import Deployment
+from edgesdk.device import Stage
 from edgesdk.errors import FleetError
 from edgesdk.fleet import Member, Plan, Rollout
 from edgesdk.progress import Progress

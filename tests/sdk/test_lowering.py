@@ -12,7 +12,7 @@ from onnx import helper
 
 from edge_agent import bundle
 from edge_agent.bundle import Contents, Layout
-from edgesdk import device, preflight, setting_up, signing
+from edgesdk import deploying, device, preflight, setting_up, signing
 from edgesdk.agent_package import TooNew
 from edgesdk.errors import Refused
 from edgesdk.lowering import lowered
@@ -143,9 +143,9 @@ def test_the_converted_bundle_is_deployed_and_again_it_is_unchanged(tmp_path: Pa
         old = {"version": "1.17.3", "where": "system"}
         monkeypatch.setattr(here, "glance", lambda *_: facts(said(), onnxruntime=(said().onnxruntime or CPU).to_dict() | old))
         try:
-            first = device.deploy(here, newer(tmp_path / "b"))
+            first = deploying.deploy(here, newer(tmp_path / "b"))
             assert (first.outcome, first.converted) == ("active", "opset 21 to 20")
-            again = device.deploy(here, tmp_path / "b")
+            again = deploying.deploy(here, tmp_path / "b")
             assert (again.outcome, again.digest, again.blobs_sent) == ("unchanged", first.digest, 0)
         finally:
             here.ask("stop")

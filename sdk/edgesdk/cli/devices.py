@@ -11,7 +11,7 @@ from edgesdk.cli.output import AsJson, bytes_text, confirm, fail, progress, roll
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from edgesdk.device import Deployment
+    from edgesdk.deploying import Deployment
     from edgesdk.fleet import Member
     from edgesdk.replies import DeviceFacts, StoreStatus, Waiting
 
