@@ -91,16 +91,16 @@ def pairs(
 
 
 def blocks(before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, most: int, limit_s: float) -> list[tuple[int, int]]:
-    """Median nanoseconds of blocks of runs, one program's next to the other's, in random order within each pair.
+    """Median nanoseconds of blocks of runs, one program's next to the other's; which comes first changes from pair to pair, and begins by chance.
 
     Threads of onnxruntime that wait busily do so for a while after their last run, and take the processor from whoever runs then. So each block
     begins with runs that do not count, until that is over. At least 5 pairs, however long they take; else at most ``most``, and about ``limit_s``.
     """
-    shuffled = random.Random(0)
+    begins = random.randrange(2)
     times: list[tuple[int, int]] = []
     end = time.monotonic() + limit_s
     while len(times) < FEWEST_BLOCKS or (len(times) < most and time.monotonic() < end):
-        first = shuffled.random() < 0.5
+        first = len(times) % 2 == begins
         one = _block(before if first else after, feeds)
         other = _block(after if first else before, feeds)
         times.append((one, other) if first else (other, one))

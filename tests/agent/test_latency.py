@@ -102,3 +102,24 @@ def histogram(samples: list[int]) -> Histogram:
     for sample in samples:
         made.record(sample)
     return made
+
+
+def test_blocks_are_the_medians_of_one_program_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_agent import latency
+
+    clock, ran = [0], []
+
+    def runs(name: str, ns: int) -> Any:
+        def run(_: object) -> None:
+            ran.append(name)
+            clock[0] += ns if len(ran) % 7 else 50 * ns  # an outlier now and then
+
+        return run
+
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: clock[0])
+    for _ in range(3):
+        ran.clear()
+        found = latency.blocks(runs("a", 2_000_000), runs("b", 1_000_000), [None], most=9, limit_s=0)
+        assert found == [(2_000_000, 1_000_000)] * latency.FEWEST_BLOCKS
+        changes = sum(ran[at] != ran[at + 1] for at in range(len(ran) - 1))
+        assert changes == latency.FEWEST_BLOCKS  # a b | b a | a b …: one within each pair, none between

@@ -44,7 +44,8 @@ class Row:
         found, later = self.tuned, self.later
         again = f"{later.speedup:.3f} ({later.low:.3f} … {later.high:.3f}), {later.verdict}" if later else "–"
         search = f"{found.speedup:.3f} ({found.low:.3f} … {found.high:.3f})" if found.candidate else "–"
-        chosen = knobs.in_words(found.settings) if found.settings else f"the profile stays: {found.stopped}"
+        best = f"{knobs.in_words(found.candidate)} looked best: {found.verdict}" if found.candidate else found.stopped
+        chosen = knobs.in_words(found.settings) if found.settings else f"the profile stays ({best})"
         return f"| {self.title} | {chosen} | {search} | {again} | {len(found.tried)}, {found.measured} restarts | {found.seconds:.0f} of {self.limit_s:.0f} |"
 
 

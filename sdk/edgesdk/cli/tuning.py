@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def tune(
-    model: Annotated[Path, typer.Argument(help="an ONNX file or a bundle")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL|BUNDLE", help="an ONNX file or a bundle")],
     on: On = None,
     profile: Profile = None,
     calibration: Annotated[str | None, typer.Option(help="what to ask it: real samples instead of random ones")] = None,
@@ -73,7 +73,7 @@ def evaluate(
 
     if output is not None:
         files.check(output)
-    judge = evaluate or (project.load(Path()).evaluate if against is None else None)
+    judge = evaluate or (None if calibration else project.load(Path()).evaluate)
     with progress() as advance:
         found = evaluation.evaluate(
             model,
