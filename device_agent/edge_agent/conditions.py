@@ -36,7 +36,7 @@ class Counts:
     """Since the start of the device, in seconds of one processor."""
 
     at: float  # monotonic
-    busy_s: float  # all that was done
+    busy_s: Optional[float]  # all that was done; None where /proc/stat may not be read
     stolen_s: float  # by other virtual machines
     own_s: float
     held_back: int  # times that a control group's quota was used up
@@ -69,7 +69,7 @@ class Watch:
             before = self._counts()
             time.sleep(_GLANCE_S)
             load = _load(before, self._counts())
-        return {**_now(self._root), "load": round(load, 2)}
+        return {**_now(self._root), "load": load}
 
     def begin(self) -> None:
         self._energy.begin()
@@ -84,7 +84,7 @@ class Watch:
             return self._moments[-1]
         self._energy.sample()
         counts = self._counts()
-        self._moments.append({**_now(self._root), "load": round(_load(self._last, counts), 2)})
+        self._moments.append({**_now(self._root), "load": _load(self._last, counts)})
         self._last, self._sampled = counts, now
         return self._moments[-1]
 
@@ -99,14 +99,14 @@ class Watch:
             "mhz": min(clocks, default=None),
             "temperature_c": max((moment["temperature_c"] for moment in self._moments if moment["temperature_c"] is not None), default=None),
             "throttled": _all_words(self._moments),
-            "load": round(load, 2),
+            "load": load,
         }
         return Seen(during, self._told(counts, load, clocks, during["throttled"]), joules, unknown)
 
-    def _told(self, counts: Counts, load: float, clocks: Sequence[float], throttled: Sequence[str] | None) -> List[str]:
+    def _told(self, counts: Counts, load: Optional[float], clocks: Sequence[float], throttled: Sequence[str] | None) -> List[str]:
         seconds = max(counts.at - self._begin.at, 1e-3)
         sentences = []
-        if load >= _LOUD_CORES:
+        if load is not None and load >= _LOUD_CORES:
             sentences.append(f"others kept {load:.1f} cores busy")
         stolen = (counts.stolen_s - self._begin.stolen_s) / seconds
         if stolen >= _STOLEN_SHARE:
@@ -214,19 +214,21 @@ def _all_words(moments: Sequence[Dict[str, Any]]) -> Optional[List[str]]:
     return sorted({word for words in told for word in words}) if told else None
 
 
-def _load(before: Counts, after: Counts) -> float:
-    """Clocks that tick a hundred times a second are off by one each."""
+def _load(before: Counts, after: Counts) -> Optional[float]:
+    """Not below 0: clocks that tick a hundred times a second are off by one each."""
+    if before.busy_s is None or after.busy_s is None:
+        return None
     seconds = max(after.at - before.at, 1e-3)
-    return max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / seconds
+    return round(max(0.0, (after.busy_s - before.busy_s) - (after.own_s - before.own_s)) / seconds, 2)
 
 
-def _processors(root: Path) -> tuple[float, float]:
+def _processors(root: Path) -> tuple[Optional[float], float]:
     """Busy and stolen, of all of them."""
     for line in _text(root / "proc/stat").splitlines():
         if line.startswith("cpu "):
             user, nice, system, _idle, _wait, irq, softirq, stolen = [int(word) / _TICKS for word in (*line.split()[1:], *["0"] * 8)[:8]]
             return user + nice + system + irq + softirq, stolen
-    return 0.0, 0.0
+    return None, 0.0
 
 
 def _held_back(root: Path) -> int:

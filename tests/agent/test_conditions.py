@@ -29,7 +29,7 @@ def test_a_device_that_says_nothing_disturbs_nothing(tmp_path: Path) -> None:
     seen = watch.end()
     assert seen.disturbed == []
     assert (seen.energy_j, seen.energy_unknown) == (None, "this device has no sensor for it: neither RAPL nor one of hwmon")
-    assert watch.moment() == {"governor": None, "mhz": None, "temperature_c": None, "throttled": None, "load": 0.0}
+    assert watch.moment() == {"governor": None, "mhz": None, "temperature_c": None, "throttled": None, "load": None}
 
 
 def test_what_others_take_is_told_and_what_belongs_to_it_is_not(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_a_clock_that_moves_and_what_holds_it_back(tmp_path: Path) -> None:
     lay(tmp_path, {"sys/class/thermal/thermal_zone0/temp": "61000", "sys/class/thermal/thermal_zone0/type": "cpu"})
     watch = Watch([1], tmp_path)
     watch.begin()
-    assert watch.sample() == {"governor": "ondemand", "mhz": 2400.0, "temperature_c": 61.0, "throttled": [], "load": 0.0}
+    assert watch.sample() == {"governor": "ondemand", "mhz": 2400.0, "temperature_c": 61.0, "throttled": [], "load": None}
     lay(tmp_path, {f"{POLICY}/scaling_cur_freq": "1500000\n", throttled: "80008\n", "sys/class/thermal/thermal_zone0/temp": "85000"})
     assert watch.sample()["mhz"] == 2400.0, "within a second it is not looked at again"
     seen = watch.end()
-    assert seen.during == {"governor": "ondemand", "mhz": 1500.0, "temperature_c": 85.0, "throttled": ["soft temperature limit"], "load": 0.0}
+    assert seen.during == {"governor": "ondemand", "mhz": 1500.0, "temperature_c": 85.0, "throttled": ["soft temperature limit"], "load": None}
     assert seen.disturbed == ["held back: soft temperature limit", "the clock moved between 1500 and 2400 MHz"]
 
 

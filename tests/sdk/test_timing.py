@@ -144,7 +144,8 @@ def test_what_does_not_go_together(settings: dict[str, Any], said: str) -> None:
         bench("local", MODEL, **settings)
 
 
-def test_a_file_is_measured_here_and_the_result_is_whole(tmp_path: Path) -> None:
+def test_a_file_is_measured_here_and_the_result_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "RESTART_S", 0.2)
     found = bench(None, MODEL, limit_s=0.1)
     assert (found.kind, found.via, found.host, found.stopped) == ("bench", "session", None, "time is up")
     assert len(found.restarts) == 5 and len({json.dumps(one.histogram) for one in found.restarts}) == 5
@@ -229,7 +230,7 @@ def test_ctrl_c_ends_a_sustained_run_with_what_there_is() -> None:
     )
     try:
         assert child.stdout is not None and child.stdout.read(1) == "!"
-        time.sleep(12)
+        time.sleep(7)
         child.send_signal(signal.SIGINT)
         out, said = child.communicate(timeout=60)
     finally:
