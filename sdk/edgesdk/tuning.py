@@ -40,6 +40,7 @@ SCHEMA = 1
 LIMIT_S = 300.0
 RESTART_S = 1.0  # of blocks; opening the model comes on top
 FEEDS = 16
+ALONE = 2  # restarts of each change by itself: one with either side opened first
 ROUNDS = (1, 2, 4)  # restarts that a change has behind it after each round
 MOST_TOGETHER = 16  # changes in the first of them
 _WORTH = 0.005  # a setting that brings less than half a percent is not worth its line
@@ -234,7 +235,8 @@ class Search:
     def best(self, turned: Sequence[Knob]) -> Change | None:
         """The change that looked fastest; None where none looked faster than the profile's own settings."""
         alone = [self._entry(change) for knob in turned for change in knob.changes]
-        self._round("try each setting", alone, 1)
+        for restarts in range(1, ALONE + 1):  # all of them once before one of them twice
+            self._round("try each setting", alone, restarts)
         field = self._together(turned)
         for number, restarts in enumerate(ROUNDS):
             self._round(f"round {number + 1} of {len(ROUNDS)}", field, restarts)
