@@ -29,6 +29,9 @@ PERMISSIONS = {
     "retry": "take a bundle that was rolled back here",
 }
 
+# What the supervisor starts, and the module whose `serve` it is.
+CHILDREN = {"racer": "race", "looker": "look", "answerer": "answering", "measurer": "measure"}
+
 
 def main(argv: list[str] | None = None) -> int:
     argv, home, begun = sys.argv[1:] if argv is None else argv, homes.resolve(), None
@@ -184,16 +187,15 @@ def _parser() -> argparse.ArgumentParser:
     teardown.add_argument("--yes", action="store_true", help="without asking")
     teardown.add_argument("--dry-run", action="store_true", help="only say what there is to remove")
     verb("golden", "the golden answers of the active bundle, as .npz", lambda v, home, a: v.golden_answers(home, a.name)).add_argument("name")
-    racer = verb("racer", None, lambda v, home, a: v.racer(home, a.folder, a.descriptor))
-    looker = verb("looker", None, lambda v, home, a: v.looker(home, a.folder, a.descriptor))
-    answerer = verb("answerer", None, lambda v, home, a: v.answerer(home, a.folder, a.connection, a.descriptor))
-    measurer = verb("measurer", None, lambda v, home, a: v.measurer(home, a.folder, a.descriptor))
-    for child in (racer, looker, answerer, measurer):
+    for name, module in CHILDREN.items():
+        child = verb(name, None, _child(module))
         child.add_argument("folder", type=Path)
-        if child is answerer:
-            child.add_argument("connection", type=int)
-        child.add_argument("descriptor", type=int)
+        child.add_argument("descriptors", type=int, nargs="+")
     return parser
+
+
+def _child(module: str) -> Callable[[Any, Path, argparse.Namespace], Any]:
+    return lambda v, home, a: v.child(home, module, a.folder, *a.descriptors)
 
 
 def _count(text: str) -> int:

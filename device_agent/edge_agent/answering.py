@@ -101,7 +101,7 @@ def _write(view: memoryview) -> None:
 # the process with the model
 
 
-def serve(folder: Path, connection: int, descriptor: int) -> int:
+def serve(folder: Path, _home: Path, connection: int, descriptor: int) -> int:
     """Open what the supervisor says, then answer on the connection that it lent us, and end with either."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from edge_agent.worker import SessionError

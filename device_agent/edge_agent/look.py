@@ -26,7 +26,7 @@ _KERNEL = "_kernel_time"
 _MOST_BYTES = 256 << 20  # of a profile: half a million kernels
 
 
-def serve(folder: Path, descriptor: int) -> int:
+def serve(folder: Path, _home: Path, descriptor: int) -> int:
     """Answer the supervisor's question, and end when it closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as sock:

@@ -34,7 +34,7 @@ class ModelFailed(Exception):
         self.model, self.hint = model, cause.hint if isinstance(cause, SessionError) else ""
 
 
-def serve(folder: Path, descriptor: int) -> int:
+def serve(folder: Path, _home: Path, descriptor: int) -> int:
     """Answer the supervisor's two questions, and end when it closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as sock:

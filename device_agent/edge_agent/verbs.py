@@ -7,144 +7,38 @@ All but a few are questions to the agent over its socket, which is started when 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
+import importlib
 import io
 import json
 import math
 import os
 import re
-import select
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 from edge_agent import home as homes
-from edge_agent import log
 from edge_agent import probe as facts_of
+from edge_agent import standard_input
 from edge_agent.bundle import NAME, BundleError, Layout, Manifest, check_digest, check_name
-from edge_agent.connection import AgentNotRunning, ClientError, Connection
+from edge_agent.connection import ClientError, Connection
+from edge_agent.process import Failure as Failure
+from edge_agent.process import explained
+from edge_agent.process import serve as serve
+from edge_agent.process import start as start
+from edge_agent.process import stop as stop
 
-if TYPE_CHECKING:
-    from edge_agent.zygote import Begun
-
-_START_S = 30
-_KEEPER_S = 6
-_SILENCE_S = 30
 _JOB_WAIT_S = 20
 _LOOK_S = 0.05
 _LINGER_S = 0.3
-_CHUNK_BYTES = 1 << 18
-_SET_PIPE_SIZE, _PIPE_BYTES = 1031, 1 << 20  # fcntl.F_SETPIPE_SZ, which Python has from 3.10 on
-_MAX_INPUT_BYTES = 64 << 20
-_MAX_LINE_BYTES = 4 << 20
 _FACTS = ("architecture", "board", "cpu_model", "cores", "memory_bytes", "python", "governor", "temperature_c", "onnxruntime", "numpy")
-
-
-class Failure(Exception):
-    """A verb did not work. The message is for a person. ``again``: the link is to blame, and what arrived is kept."""
-
-    def __init__(self, message: str, hint: str = "", *, again: bool = False) -> None:
-        super().__init__(message)
-        self.hint, self.again = hint, again
 
 
 def probe(home: Path) -> dict[str, Any]:
     return facts_of.facts(home)
-
-
-def serve(home: Path, begun: Begun | None) -> None:
-    """Returns when the agent has ended. ``begun`` is the zygote, if it runs already."""
-    from edge_agent import lock, log
-    from edge_agent.config import ConfigError
-    from edge_agent.zygote import Zygote
-
-    if sys.stderr.isatty():
-        sys.stderr.write(f"the agent runs on {home}; it says what it does in {home / 'agent.log'}\n")
-    os.umask(0o027)
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o750)
-        with lock.held(home), log.opened(home / "agent.log"):
-            zygote = Zygote(home, begun)
-            from edge_agent.supervisor import serve as run
-
-            run(home, zygote)
-    except (lock.AlreadyRunning, ConfigError) as error:
-        raise Failure(str(error), error.hint) from error
-    except OSError as error:
-        raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
-
-
-def start(home: Path) -> dict[str, Any]:
-    """Detached from this terminal. One that runs already is left alone."""
-    running = _alive(home)
-    if running is not None:
-        return running
-    if homes.is_systems(home):
-        raise Failure("the agent of this system does not answer", "`systemctl status edge-agent.socket edge-agent.service` tells why; systemd runs it")
-    _check_configuration(home)
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o750)
-        with open(home / "agent.log", "ab") as said:
-            process = subprocess.Popen(**homes.serving(home), stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
-    except OSError as error:
-        raise Failure(f"the agent cannot use {error.filename or home}: {error.strerror}", "set EDGE_AGENT_HOME to a folder that this user may write") from error
-    until = time.monotonic() + _START_S
-    while time.monotonic() < until:
-        running = _alive(home)
-        if running is not None:
-            parent = _parent(running["pid"])
-            if parent is not None and process.pid not in (running["pid"], parent):
-                process.terminate()  # somebody else's was quicker: ours must not begin when that one ends
-            return running
-        if process.poll() is not None:
-            with contextlib.suppress(Failure):
-                return _outlived(home)  # somebody else started one at the same moment
-            break
-        time.sleep(0.02)
-    last = " ".join(map(log.in_words, log.newest(home / "agent.log", 1)))
-    raise Failure(
-        f"the agent did not start within {_START_S} s" if process.poll() is None else f"the agent ended at once: {last[:300]}", f"see {home / 'agent.log'}"
-    )
-
-
-def _parent(pid: int) -> int | None:
-    """None where it cannot be told."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-
-
-def _check_configuration(home: Path) -> None:
-    """Here, where a person reads it, rather than in the log."""
-    from edge_agent import config
-
-    try:
-        config.read(home)
-    except config.ConfigError as error:
-        raise Failure(str(error), error.hint) from error
-
-
-def stop(home: Path) -> dict[str, Any]:
-    """Wait until it has ended, and what would start it again. None that runs is fine."""
-    from edge_agent import keeping
-
-    running = _alive(home)
-    if running is not None:
-        _ask(home, "POST", "/edge/stop")
-        until = time.monotonic() + _START_S
-        while os.path.exists(f"/proc/{running['pid']}") and not _is_zombie(running["pid"]):
-            if time.monotonic() > until:
-                raise Failure(f"the agent (process {running['pid']}) did not end within {_START_S} s", f"see {home / 'agent.log'}")
-            time.sleep(0.02)
-    if not keeping.end(home, _KEEPER_S):
-        raise Failure("the process that starts the agent again and again does not end", f"see {home / 'agent.log'}")
-    return {"running": False}
 
 
 def service(home: Path, *, system: bool, user: str | None, group: str | None, providers: str | None, install: bool) -> Any:
@@ -201,7 +95,7 @@ def get(home: Path, target: str) -> Any:
 
 
 def missing(home: Path, race: str | None) -> Any:
-    return _ask(home, "POST", f"{_place(race)}/missing", _parsed(b"".join(_standard_input(None)), '{"digests": [{"digest": …, "size": …}]}'))
+    return _ask(home, "POST", f"{_place(race)}/missing", standard_input.document('{"digests": [{"digest": …, "size": …}]}'))
 
 
 def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> Any:
@@ -214,8 +108,8 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
 
 def receive(home: Path, race: str | None) -> Any:
     """Blobs one behind the other: their list as the first line of standard input, then what is left of each. What came before a cut is kept."""
-    source = _Source()
-    listed = _parsed(source.line(), '{"blobs": [{"digest": …, "size": …, "offset": …}]}, and the bytes behind it')
+    source = standard_input.Source()
+    listed = standard_input.parsed(source.line(), '{"blobs": [{"digest": …, "size": …, "offset": …}]}, and the bytes behind it')
     try:
         blobs = [(_digest(entry["digest"]), int(entry["size"]), int(entry["offset"])) for entry in listed["blobs"]]
     except (KeyError, TypeError, ValueError) as error:
@@ -267,7 +161,7 @@ def activate(home: Path, what: str, *, signed: bool, stage: bool, in_s: float | 
     _check_what(what)
     if in_s is not None and not stage:
         return _ask(home, "POST", "/edge/staged", {"what": what, "in_s": in_s})
-    signature = b"".join(_standard_input(None)).decode("ascii", "replace") if signed else None
+    signature = b"".join(standard_input.whole(None)).decode("ascii", "replace") if signed else None
     document = {"digest": what, "signature": signature, "stage": stage, "in_s": in_s, "by": by or _caller(), **permissions}
     started = _ask(home, "POST", "/edge/activate", document)
     return started if wait_s is None else {**job(home, started["job"], wait_s, "verify"), **started}
@@ -290,7 +184,7 @@ def install(home: Path, path: Path, profile: str | None, *, permissions: dict[st
             for entry in _ask(home, "POST", "/edge/missing", asked)["missing"]:
                 blob, offset = blobs[entry["digest"]], entry["offset"]
                 target = f"/edge/blobs/{blob.digest[len('sha256:') :]}?size={blob.size}&offset={offset}"
-                connection.upload("PUT", target, blob.size - offset, layout.pieces(blob, offset, _CHUNK_BYTES))
+                connection.upload("PUT", target, blob.size - offset, layout.pieces(blob, offset, standard_input.CHUNK_BYTES))
             signature = layout.signature(manifest.digest)
     except (ClientError, BundleError) as error:
         raise Failure(str(error), error.hint) from error
@@ -325,7 +219,7 @@ def trust(home: Path, *, add: bool, revoke: str | None) -> Any:
     known = Trust(home)
     try:
         if add:
-            known.add(b"".join(_standard_input(None)).decode("utf-8", "replace"))
+            known.add(b"".join(standard_input.whole(None)).decode("utf-8", "replace"))
         if revoke:
             known.revoke(revoke)
         return known.to_dict()
@@ -352,14 +246,14 @@ def race(home: Path, session: str, *, end: bool) -> Any:
     """Time two models whose files were put there; `job` tells how it went. With ``end``, remove what the session left."""
     if end:
         return _ask(home, "DELETE", _place(session))
-    return _ask(home, "POST", _place(session), _parsed(b"".join(_standard_input(None)), '{"before": …, "after": …, "feeds": …, …}: docs/device.md'))
+    return _ask(home, "POST", _place(session), standard_input.document('{"before": …, "after": …, "feeds": …, …}: docs/device.md'))
 
 
 def measure(home: Path, session: str, *, stop: bool) -> Any:
     """Time one model, deployed or put there; `job` tells how it went. With ``stop``, end one under way with what there is."""
     if stop:
         return _ask(home, "POST", f"{_place(session)}/stop")
-    return _ask(home, "POST", f"{_place(session)}/measure", _parsed(b"".join(_standard_input(None)), '{"name": …, "wanted": …, …}: docs/device.md'))
+    return _ask(home, "POST", f"{_place(session)}/measure", standard_input.document('{"name": …, "wanted": …, …}: docs/device.md'))
 
 
 def rollback(home: Path, name: str, *, by: str | None) -> Any:
@@ -400,7 +294,7 @@ def infer(home: Path, name: str, *, golden: bool, npz: bool) -> Any:
         with connect(_name(name), home=home) as model:
             description = _description(home, name)
             sample = answers.parse(golden_answers(home, name), description)[0] if golden else None
-            feeds = sample.feeds if sample else answers.read_arrays(b"".join(_standard_input(None)), "standard input")
+            feeds = sample.feeds if sample else answers.read_arrays(b"".join(standard_input.whole(None)), "standard input")
             begin = time.perf_counter_ns()
             outputs = model(feeds)
             latency_ms = (time.perf_counter_ns() - begin) / 1e6
@@ -456,30 +350,6 @@ def bench(home: Path, name: str, *, runs: int, warmup: int) -> Any:
     }
 
 
-def racer(home: Path, folder: Path, descriptor: int) -> None:
-    """A child of the supervisor: never started by hand."""
-    homes.use_runtime(home)
-    from edge_agent import race as races
-
-    sys.exit(races.serve(folder, descriptor))
-
-
-def looker(home: Path, folder: Path, descriptor: int) -> None:
-    """Likewise."""
-    homes.use_runtime(home)
-    from edge_agent import look
-
-    sys.exit(look.serve(folder, descriptor))
-
-
-def answerer(home: Path, folder: Path, connection: int, descriptor: int) -> None:
-    """Likewise."""
-    homes.use_runtime(home)
-    from edge_agent import answering
-
-    sys.exit(answering.serve(folder, connection, descriptor))
-
-
 def stream(home: Path, name: str | None, race: str | None) -> None:
     """The reply is the first line, when the model is open; then come answers, until standard input ends."""
     if (name is None) == (race is None):
@@ -488,8 +358,8 @@ def stream(home: Path, name: str | None, race: str | None) -> None:
     start(home)
     from edge_agent import answering
 
-    source = _Source()
-    document = _parsed(source.line(), "a line of JSON, and questions behind it")
+    source = standard_input.Source()
+    document = standard_input.parsed(source.line(), "a line of JSON, and questions behind it")
     try:
         if race is not None:
             sock, ready = answering.of_session(home, f"{_place(race)}/stream", document)
@@ -504,12 +374,10 @@ def stream(home: Path, name: str | None, race: str | None) -> None:
         answering.bridge(sock, source.left())
 
 
-def measurer(home: Path, folder: Path, descriptor: int) -> None:
-    """Likewise."""
+def child(home: Path, module: str, folder: Path, *descriptors: int) -> None:
+    """A child of the supervisor: never started by hand."""
     homes.use_runtime(home)
-    from edge_agent import measure as measuring
-
-    sys.exit(measuring.serve(folder, home, descriptor))
+    sys.exit(importlib.import_module(f"edge_agent.{module}").serve(folder, home, *descriptors))
 
 
 # asking the agent
@@ -525,41 +393,8 @@ def _ask(home: Path, method: str, target: str, document: Any = None) -> Any:
 
 def _request(home: Path, method: str, target: str, document: Any = None) -> bytearray:
     start(home)
-    try:
-        with Connection(home=home) as connection:
-            return connection.request(method, target, [] if document is None else [json.dumps(document).encode()]).body
-    except ClientError as error:
-        raise Failure(str(error), error.hint) from error
-
-
-def _alive(home: Path) -> dict[str, Any] | None:
-    """The running agent's process, None where none answers."""
-    try:
-        with Connection(home=home, timeout_s=_START_S) as connection:
-            found = connection.request("GET", "/edge/alive").json()
-            return {"running": True, "pid": int(found["pid"]), "digest": found.get("digest")}
-    except AgentNotRunning:
-        return None
-    except ClientError as error:
-        raise Failure(str(error), error.hint) from error
-
-
-def _outlived(home: Path) -> dict[str, Any]:
-    for _ in range(100):
-        running = _alive(home)
-        if running is not None:
-            return running
-        time.sleep(0.02)
-    raise Failure("no agent answers")
-
-
-def _is_zombie(pid: int) -> bool:
-    """Ended, and its parent has not looked yet."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
-            return stream.read().rpartition(")")[2].split()[0] == "Z"
-    except (OSError, IndexError):
-        return True
+    with explained(), Connection(home=home) as connection:
+        return connection.request(method, target, [] if document is None else [json.dumps(document).encode()]).body
 
 
 def _description(home: Path, name: str) -> Any:
@@ -570,78 +405,13 @@ def _description(home: Path, name: str) -> Any:
 
 def _passed_on(home: Path, target: str, size: int) -> Any:
     """So many bytes of standard input go to the agent as they come."""
-    return _upload(home, target, size, _standard_input(size))
+    return _upload(home, target, size, standard_input.whole(size))
 
 
 def _upload(home: Path, target: str, size: int, chunks: Iterator[bytes]) -> Any:
     start(home)
-    try:
-        with Connection(home=home) as connection:
-            return connection.upload("PUT", target, size, chunks).json()
-    except ClientError as error:
-        raise Failure(str(error), error.hint) from error
-
-
-class _Source:
-    """Standard input as a line, then pieces of known length. It ends early where the host fell silent, which is gone then."""
-
-    def __init__(self) -> None:
-        self._ahead = b""
-        self.ended = False  # before all was here
-        with contextlib.suppress(OSError):  # sshd's pipe holds 64 kB, and waits for us as often; elsewhere it is no pipe
-            fcntl.fcntl(0, _SET_PIPE_SIZE, _PIPE_BYTES)
-
-    def line(self) -> bytes:
-        while b"\n" not in self._ahead and len(self._ahead) < _MAX_LINE_BYTES:
-            chunk = _read(_CHUNK_BYTES)
-            if not chunk:
-                break
-            self._ahead += chunk
-        line, _, self._ahead = self._ahead.partition(b"\n")
-        return line
-
-    def left(self) -> bytes:
-        """What was read already, and not asked for."""
-        ahead, self._ahead = self._ahead, b""
-        return ahead
-
-    def pieces(self, left: int) -> Iterator[bytes]:
-        while left:
-            piece, self._ahead = self._ahead[:left] or _read(min(left, _CHUNK_BYTES)), self._ahead[left:]
-            if not piece:
-                self.ended = True
-                return
-            left -= len(piece)
-            yield piece
-
-
-def _read(most: int) -> bytes:
-    """Empty at the end, and where nothing came for so long that nobody is there."""
-    return os.read(0, most) if select.select([0], [], [], _SILENCE_S)[0] else b""
-
-
-def _standard_input(size: int | None) -> Iterator[bytes]:
-    """So many bytes, or all up to the end. A host that fell silent is gone."""
-    left = _MAX_INPUT_BYTES if size is None else size
-    while left:
-        if not select.select([0], [], [], _SILENCE_S)[0]:
-            if size is None:
-                raise Failure(f"nothing came on standard input for {_SILENCE_S} s", "send the input, then close it")
-            return
-        chunk = os.read(0, min(left, _CHUNK_BYTES))
-        if not chunk:
-            return
-        left -= len(chunk)
-        yield chunk
-    if size is None:
-        raise Failure(f"standard input has more than {_MAX_INPUT_BYTES} bytes", "send fewer or smaller samples")
-
-
-def _parsed(raw: bytes, expected: str) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise Failure("standard input is no JSON", f"it is {expected}") from error
+    with explained(), Connection(home=home) as connection:
+        return connection.upload("PUT", target, size, chunks).json()
 
 
 def _place(race: str | None) -> str:

@@ -137,7 +137,7 @@ def test_a_bundle_from_a_stick_is_the_same_transaction(idle: Agent, tmp_path: Pa
 def test_a_silent_sender_is_given_up_and_what_came_is_kept(idle: Agent) -> None:
     """With the silence cut to a second: nobody waits thirty in a test."""
     idle.verb("start")
-    code = "import edge_agent.verbs as v, sys; v._SILENCE_S = 1\nfrom edge_agent.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    code = "import edge_agent.standard_input as s, sys; s._SILENCE_S = 1\nfrom edge_agent.__main__ import main; sys.exit(main(sys.argv[1:]))"
     digest = "sha256:" + "1" * 64
     process = subprocess.Popen([sys.executable, "-c", code, "put", digest, "100"], env=idle.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
