@@ -82,10 +82,10 @@ def _told(made: "Report") -> Iterator[str]:
 
 
 def _table(section: "Section") -> str:
-    from edgesdk.reporting.section import shown
+    from edgesdk.reporting.section import shown, visible
 
     rows = section.rows[:_MOST_LINES]
-    columns = [column for column in section.columns if not column.aside and any(row.get(column.key) not in (None, "") for row in rows)]
+    columns = [column for column in visible(section, rows) if not column.aside]
     if section.facts:
         first, *others = columns
         head = (first.title, *(shown(row.get(first.key), first.form) for row in rows))

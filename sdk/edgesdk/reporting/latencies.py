@@ -77,7 +77,7 @@ def latency(found: Found) -> Section | None:
                 Column("release", "release"),
                 Column("device", "device"),
                 Column("seen_by", "seen by"),
-                Column("since", "since", aside=True),
+                Column("since", "since", "time", aside=True),
             ),
             *(Column("count", "answers", "count"), Column("errors", "errors", "count"), *PERCENTILES, *phases),
         ),
@@ -107,7 +107,8 @@ def measurements(found: Found) -> Section | None:
             "inputs": f"{each.inputs.count} of {each.inputs.source}",
             "via": each.via,
             "onnxruntime": each.onnxruntime,
-            "disturbed": " ".join((*each.disturbed, *each.notes)),
+            "disturbed": "; ".join(each.disturbed),
+            "notes": "; ".join(each.notes),
         }
         for each in found.results
     ]
@@ -117,12 +118,12 @@ def measurements(found: Found) -> Section | None:
         title="Measurements",
         said=(f"{disturbed} of {len(found.results)} were disturbed: trust their figures less.",) if disturbed else (),
         columns=(
-            *(Column("run", "run"), Column("started", "begun", aside=True), Column("throughput", "answers a second", "number")),
+            *(Column("run", "run"), Column("started", "begun", "time", aside=True), Column("throughput", "answers a second", "number")),
             *(Column("throughput_interval", "99 % of that in"), Column("p50_interval", "of p50, ms, in"), Column("p99_interval", "of p99, ms, in", aside=True)),
             *(Column("load_ms", "load, ms", "ms"), Column("first_answer_ms", "first answer, ms", "ms"), Column("peak_bytes", "peak memory", "bytes")),
             *(Column("energy_j", "joule an answer", "ratio"), Column("restarts", "restarts", "count"), Column("stopped", "ended since")),
             *(Column("inputs", "asked", aside=True), Column("via", "by", aside=True), Column("onnxruntime", "onnxruntime", aside=True)),
-            Column("disturbed", "disturbed", aside=True),
+            *(Column("disturbed", "disturbed", aside=True), Column("notes", "notes", aside=True)),
         ),
         rows=tuple(rows),
         facts=True,
@@ -189,7 +190,12 @@ def history(found: Found) -> Section | None:
         key="history",
         title="Latency over time",
         said=("A point is a version since its first answer on a device, or a bench when it was begun. Lines go from p50 to p99.",),
-        columns=(*(Column(key, key) for key in ("model", "device", "since", "release")), Column("seen_by", "seen by"), *PERCENTILES[:3]),
+        columns=(
+            *(Column(key, key) for key in ("model", "device", "release")),
+            Column("since", "since", "time"),
+            Column("seen_by", "seen by"),
+            *PERCENTILES[:3],
+        ),
         rows=tuple(each.row() for line in lines.values() for each in line),
         charts=tuple(charts),
     )

@@ -248,7 +248,7 @@ def conditions(found: Found) -> Section | None:
         Column("state", "state"),
         Column("throttling", "throttled"),
     )
-    more = (Column("agent", "agent"), Column("onnxruntime", "onnxruntime"), Column("since", "since"), Column("store_bytes", "store", "bytes"))
+    more = (Column("agent", "agent"), Column("onnxruntime", "onnxruntime"), Column("since", "since", "time"), Column("store_bytes", "store", "bytes"))
     return Section(
         key="conditions",
         title="Devices as they are",

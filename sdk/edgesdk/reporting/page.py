@@ -15,7 +15,7 @@ from html import escape
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from edgesdk.reporting.section import Chart, Column, Row, Section, shown
+from edgesdk.reporting.section import Chart, Column, Row, Section, shown, visible
 
 if TYPE_CHECKING:
     from edgesdk.reporting import Report
@@ -112,7 +112,7 @@ def _figure(chart: Chart, number: int) -> Iterator[str]:
 
 
 def _table(section: Section, rows: tuple[Row, ...]) -> str:
-    columns = [column for column in section.columns if any(row.get(column.key) not in (None, "") for row in rows)]
+    columns = visible(section, rows)
     head = "".join(f'<th scope="col"{_side(column)}>{escape(column.title) or "<span class=unseen>number</span>"}</th>' for column in columns)
     body = "".join("<tr>" + "".join(f"<td{_side(column)}>{_cell(row.get(column.key), column)}</td>" for column in columns) + "</tr>" for row in rows)
     return _scrolled(section, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
@@ -120,7 +120,7 @@ def _table(section: Section, rows: tuple[Row, ...]) -> str:
 
 def _facts(section: Section, rows: tuple[Row, ...]) -> str:
     """A column a row, for what is read downwards."""
-    columns = [column for column in section.columns if any(row.get(column.key) not in (None, "") for row in rows)]
+    columns = visible(section, rows)
     first, *others = columns
     head = "".join(f'<th scope="col">{_cell(row.get(first.key), first)}</th>' for row in rows)
     body = "".join(
@@ -136,7 +136,7 @@ def _scrolled(section: Section, table: str) -> str:
 
 
 def _side(column: Column) -> str:
-    return "" if column.form == "text" else ' class="number"'
+    return "" if column.form in ("text", "time") else ' class="number"'
 
 
 def _cell(value: Any, column: Column) -> str:

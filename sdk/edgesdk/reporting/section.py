@@ -11,9 +11,10 @@ from typing import Any, Literal, TypeVar
 from edgesdk.replies import printable
 from edgesdk.units import bytes_text
 
-Form = Literal["text", "count", "ms", "number", "bytes", "share", "signed", "ratio"]
+Form = Literal["text", "count", "ms", "number", "bytes", "share", "signed", "ratio", "time"]
 Row = dict[str, Any]
 _CUT = "…"
+_NAMES = ("bundle", "model", "run", "tuned")
 
 Value = TypeVar("Value")
 
@@ -52,6 +53,14 @@ class Section:
     facts: bool = False
 
 
+def visible(section: Section, rows: Sequence[Row]) -> list[Column]:
+    """The columns that say something: not those that are empty, nor the name of the one thing that the whole table is about."""
+    said = [column for column in section.columns if any(row.get(column.key) not in (None, "") for row in rows)]
+    if section.facts or len(rows) < 2:
+        return said
+    return [column for column in said if column.key not in _NAMES or len({str(row.get(column.key)) for row in rows}) > 1] or said
+
+
 def shown(value: Any, form: Form) -> str:
     """A cell as people read it.
 
@@ -60,6 +69,8 @@ def shown(value: Any, form: Form) -> str:
     """
     if value is None or value == "":
         return "–"
+    if form == "time":
+        return str(value)[:16].replace("T", " ")
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, int | float) or form == "text":

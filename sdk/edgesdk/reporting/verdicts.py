@@ -113,7 +113,7 @@ def accuracy(found: Found) -> Section | None:
                 Column("lost", "lost", "count"),
                 Column("gained", "gained", "count"),
             ),
-            *(Column("source", "judged by"), Column("nodes", "nodes", aside=True), Column("started", "begun", aside=True)),
+            *(Column("source", "judged by"), Column("nodes", "nodes", aside=True), Column("started", "begun", "time", aside=True)),
         ),
         rows=tuple(map(_scored, told)),
         charts=tuple(charts),
