@@ -107,7 +107,10 @@ def test_on_paper_nothing_is_folded_away(chromium: Any, page: Path, tmp_path: Pa
     opened.page.evaluate("addEventListener('beforeprint', () => { window.folded = document.querySelectorAll('details:not([open])').length; })")
     opened.page.pdf(path=tmp_path / "out.pdf")
     assert (tmp_path / "out.pdf").stat().st_size > 20_000
+    opened.page.set_viewport_size({"width": 720, "height": 1000})  # what A4 has within its margins
     opened.page.emulate_media(media="print")
+    opened.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 720
     assert opened.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert opened.page.evaluate("window.folded") == 0
     assert opened.is_quiet

@@ -25,6 +25,7 @@ CELLS = (6000, 2400, 1000, 400, 100)  # of a table: the first number with which 
 MOST_CHARTS = 20  # of a section
 MOST_SENTENCES = 40
 MOST_BESIDE = 5  # columns of facts
+WIDE = 8  # columns: more have to be small on paper
 MOST_UNFOLDED = 3  # rows that stand below a chart at once
 
 # What Plot writes into each of its pictures, so that the policy can name it; charts.js gives them this class.
@@ -115,7 +116,8 @@ def _table(section: Section, rows: tuple[Row, ...]) -> str:
     columns = visible(section, rows)
     head = "".join(f'<th scope="col"{_side(column)}>{escape(column.title) or "<span class=unseen>number</span>"}</th>' for column in columns)
     body = "".join("<tr>" + "".join(f"<td{_side(column)}>{_cell(row.get(column.key), column)}</td>" for column in columns) + "</tr>" for row in rows)
-    return _scrolled(section, f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+    wide = ' class="wide"' if len(columns) > WIDE else ""
+    return _scrolled(section, f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def _facts(section: Section, rows: tuple[Row, ...]) -> str:
