@@ -198,8 +198,10 @@ class Histogram:
             histogram.count, histogram.sum_ns = int(document["count"]), int(document["sum_ns"])
             histogram.min_ns, histogram.max_ns = int(document["min_ns"]), int(document["max_ns"])
             histogram._buckets = {int(bucket): int(count) for bucket, count in document["buckets"]}
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"not a histogram: {error!r}") from error
+        if not 0 <= histogram.min_ns <= histogram.max_ns <= _MAX_NS or not 0 <= histogram.sum_ns <= histogram.count * _MAX_NS:
+            raise ValueError("not a histogram: its extremes lie where no time does")
         buckets = histogram._buckets
         if sum(buckets.values()) != histogram.count or not all(0 <= bucket <= _bucket(_MAX_NS) and count > 0 for bucket, count in buckets.items()):
             raise ValueError("not a histogram: its buckets do not add up")

@@ -15,9 +15,9 @@ from edge_agent.latency import Histogram
 HOSTILE = (
     "</script><script>document.title='owned'</script>",
     "<img src=x onerror=document.title='owned'>",
-    "<!--<script>",
-    '"></svg><svg onload=document.title="owned">',
     "\u2028\x1b[2J\u202egnp.exe",
+    '"></svg><svg onload=document.title="owned">',
+    "<!--<script>",
     "javascript:document.title='owned'",
 )
 

@@ -1,21 +1,26 @@
 """The report as values, as a file and in the terminal; its page in a browser is test_reporting_in_browser's."""
 
+import copy
 import csv
+import functools
 import hashlib
 import io
 import json
 import re
 import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import edgesdk
 from edgesdk import reporting, results
-from edgesdk.cli import app
+from edgesdk.cli import app, reports
 from edgesdk.errors import ResultError
 from edgesdk.replies import Report as DeviceReport
 from edgesdk.reporting import gathering, latencies, models, section
@@ -166,21 +171,35 @@ def test_a_file_that_is_something_else_is_refused_in_a_sentence(tmp_path: Path, 
         edgesdk.report(files=[path])
 
 
-@given(
-    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5), lambda inner: st.lists(inner, max_size=3), max_leaves=4),
-    st.data(),
+def places(document: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Everywhere in a document where something else could stand."""
+    keys = list(document) if isinstance(document, dict) else range(min(len(document), 2)) if isinstance(document, list) else ()
+    for key in keys:
+        yield (*path, key)
+        yield from places(document[key], (*path, key))  # type: ignore[index]  # a dict or a list
+
+
+DOCUMENTS = {
+    "bench": reported.result("a", "b", 3.0, seed=1),
+    "sustained": reported.sustained("a", "b", 3.0),
+    "package": reported.packaged("a"),
+    "compare": reported.compared("a", "b", "faster", 1.2, 1.1, 1.3),
+    "inspect": reported.inspected("m"),
+    "tune": reported.tuned("a"),
+    "evaluate": reported.evaluated("a"),
+}
+ODD = (
+    st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=5) | st.sampled_from([10**400, -(10**30), 1e308, [], {}, [[]], [{}], "<b>"])
 )
-def test_a_file_that_was_changed_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: object, data: st.DataObject) -> None:
-    makers = (
-        reported.result("a", "b", 3.0, seed=1),
-        reported.packaged("a"),
-        reported.compared("a", "b", "faster", 1.2, 1.1, 1.3),
-        reported.inspected("m"),
-        reported.tuned("a"),
-        reported.evaluated("a"),
-    )
-    document = dict(data.draw(st.sampled_from(makers)))
-    document[data.draw(st.sampled_from(sorted(document)))] = value
+
+
+@pytest.mark.parametrize("verb", DOCUMENTS)
+@settings(deadline=None, max_examples=60)
+@given(odd=ODD, data=st.data())
+def test_a_file_that_was_changed_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, verb: str, odd: object, data: st.DataObject) -> None:
+    document: Any = copy.deepcopy(DOCUMENTS[verb])
+    *way, last = data.draw(st.sampled_from(sorted(places(document), key=str)))
+    functools.reduce(lambda inner, key: inner[key], way, document)[last] = odd
     path = tmp_path_factory.mktemp("changed") / "changed.json"
     path.write_text(json.dumps(document))
     try:
@@ -189,6 +208,7 @@ def test_a_file_that_was_changed_is_read_or_refused(tmp_path_factory: pytest.Tem
         return
     assert made.to_html().count("<script") == 4
     json.dumps(made.to_dict(), allow_nan=False)
+    "\n".join(reports._told(made)).encode()
 
 
 def test_a_bundle_says_what_was_measured_of_it(tmp_path: Path) -> None:
@@ -278,6 +298,13 @@ def test_a_day_under_load_stays_below_a_megabyte() -> None:
     page = reporting.made_of(Found(results=(parsed(run),)), ["day.json"]).to_html()
     assert len(page.encode()) < 1_000_000
     assert "8640 rows" in page
+
+
+def test_however_many_long_tables_there_are_it_stays_below_a_megabyte(made: reporting.Report) -> None:
+    long = [replace(of(made, "memory"), key=f"memory-{n}", rows=of(made, "memory").rows * 3000) for n in range(12)]
+    page = replace(made, sections=(*made.sections, *long)).to_html()
+    assert len(page.encode()) < 1_000_000
+    assert "3000 rows" in page
 
 
 def test_a_large_fleet_stays_below_a_megabyte() -> None:

@@ -1,6 +1,5 @@
 """The report's page in headless Chromium: quiet, drawn, fetching nothing, readable by everybody, narrow, on paper; what somebody hostile wrote stays text."""
 
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -146,6 +145,4 @@ def test_the_charts_say_in_words_what_they_show(chromium: Any, page: Path) -> No
         assert figure.locator("svg.plot").first.get_attribute("aria-hidden") == "true"
         assert figure.locator("figcaption").text_content().strip()
         assert figure.locator(".unseen").text_content().strip()
-    if "REPORT_PNG" in os.environ:
-        opened.page.screenshot(path=os.environ["REPORT_PNG"], full_page=True)
     opened.page.close()

@@ -81,7 +81,7 @@ def sparkline(values: Sequence[float | None], *, width: int = 40) -> str:
         parts = [[v for v in values[place * count // width : (place + 1) * count // width] if v is not None] for place in range(width)]
         values = [sum(part) / len(part) if part else None for part in parts]
     most = max((value for value in values if value is not None), default=0) or 1
-    return "".join(" " if value is None else bars[max(0, min(7, round(7 * value / most)))] for value in values)
+    return "".join(" " if value is None else bars[max(0, min(7, round(value / most * 7)))] for value in values)
 
 
 @contextmanager

@@ -25,8 +25,8 @@ SCHEMA = 1
 _SECTIONS = (
     (latencies.devices, "a comparison of devices", "edgesdk report --fleet fleet.toml"),
     (models.frontier, "accuracy against latency", "edgesdk package …, then name the bundle"),
-    (verdicts.accuracy, "accuracy on devices", "edgesdk evaluate MODEL --on HOST --json > evaluated.json"),
-    (verdicts.comparisons, "comparisons", "edgesdk compare A B --json > compared.json"),
+    (verdicts.accuracy, "accuracy on devices", "edgesdk evaluate MODEL --on HOST -o evaluated.json"),
+    (verdicts.comparisons, "comparisons", "edgesdk compare A B -o compared.json"),
     (verdicts.tuning, "settings that were tried", "edgesdk tune MODEL --on HOST --json > tuned.json"),
     (latencies.latency, "latencies", "edgesdk bench HOST NAME -o bench.json"),
     (latencies.measurements, "measurements", "edgesdk bench HOST NAME -o bench.json"),

@@ -161,8 +161,8 @@
         marks: [...points.some((point) => "change" in point) ? [Plot.ruleY([0], {stroke: "currentColor", strokeOpacity: 0.6})] : [], ...steps,
           ...kinds.toReversed().map((kind) => Plot.dot(points.filter((point) => point.became === kind), {x: "ms", y: value, symbol: look[kind][0], r: kind === "shipped" ? 8 : 5.5, stroke: COLOURS[look[kind][1]],
             fill: kind === "refused" ? "none" : COLOURS[look[kind][1]], fillOpacity: 0.75, strokeWidth: 2})),
-          ...["start", "end"].map((anchor) => Plot.text(told.filter((point) => side(point) === anchor), {x: "ms", y: value, text: (point) => cut(point.label, narrow(width) ? 22 : 40), textAnchor: anchor,
-            dx: anchor === "start" ? 12 : -12, dy: -10, fontWeight: 600, stroke: "var(--card)", fill: "currentColor", strokeWidth: 4})),
+          ...told.map((point, place) => Plot.text([point], {x: "ms", y: value, text: () => cut(point.label, narrow(width) ? 22 : 40), textAnchor: side(point),
+            dx: side(point) === "start" ? 12 : -12, dy: place % 2 && !("change" in point) ? 14 : -10, fontWeight: 600, stroke: "var(--card)", fill: "currentColor", strokeWidth: 4})),
           Plot.tip(points, Plot.pointer({x: "ms", y: value, title: (point) => `${point.label}\n${point.became}\n${ms(point.ms)}, ${"change" in point ? `accuracy ${point.change >= 0 ? "+" : ""}${point.change.toFixed(4)}` : point.accuracy.toFixed(4)}${point.note ? `\n${cut(point.note, 60)}` : ""}`}))],
       })];
     },

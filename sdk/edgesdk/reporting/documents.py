@@ -15,10 +15,11 @@ from pydantic import Field, ValidationError, model_validator
 from edge_agent.bundle import Layout
 from edgesdk import results
 from edgesdk.errors import ResultError
-from edgesdk.replies import Count, Reply, Text, printable
+from edgesdk.replies import Reply, Text, printable
 from edgesdk.results import Result
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Interval = tuple[Number, Number]
 
 HINT = "give a bundle, or the JSON of bench, compare, evaluate, inspect, package or tune"

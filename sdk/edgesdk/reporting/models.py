@@ -123,9 +123,9 @@ def placement(found: Found) -> Section | None:
     rows: list[Row] = [
         {"model": model.name, "device": asked.host, "provider": model.provider, "nodes": model.nodes}
         for asked in found.asked
-        if asked.status is not None
+        if asked.status is not None and asked.report is not None
         for model in asked.status.models
-        if model.nodes or model.provider
+        if (model.nodes or model.provider) and model.name in {each.name for each in asked.report.models}
     ]
     rows += [{"model": each.name, "device": each.host or each.device, "provider": each.provider, "nodes": each.nodes} for each in found.results]
     rows += [

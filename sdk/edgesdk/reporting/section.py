@@ -14,6 +14,7 @@ from edgesdk.units import bytes_text
 Form = Literal["text", "count", "ms", "number", "bytes", "share", "signed", "ratio", "time"]
 Row = dict[str, Any]
 _CUT = "…"
+_GREATEST = 1 << 62  # what is counted is less
 _NAMES = ("bundle", "model", "run", "tuned")
 
 Value = TypeVar("Value")
@@ -99,7 +100,9 @@ def clean(value: Value) -> Value:
 
 def _clean(value: Any) -> Any:
     if isinstance(value, str):
-        return printable(value)
+        return printable(value).replace("\n", " ")
+    if isinstance(value, int) and abs(value) > _GREATEST:
+        return None
     if isinstance(value, float):
         return value if isfinite(value) else None
     if is_dataclass(value) and not isinstance(value, type):
