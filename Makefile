@@ -72,6 +72,7 @@ bench: $(READY) .venv-peers/.ready suite-data mmdebstrap sshd rsync # ours besid
 	$(BIN)/python -m tests.benchmarks.tuning
 	$(BIN)/python -m tests.benchmarks.sending
 	$(BIN)/python -m tests.benchmarks.faults
+	$(BIN)/python -m tests.benchmarks.defences
 	.venv-peers/bin/python -m tests.benchmarks.peers $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.pruning $(ARGS)
 	.venv-peers/bin/python -m tests.benchmarks.loadgen

@@ -63,7 +63,8 @@ def facts(home: object = None) -> Dict[str, Any]:
         "cpu_model": _cpu("model name", "Hardware", "Processor", "uarch"),
         "cpu_features": sorted(set((_cpu("flags", "Features", "isa") or "").split())),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_bytes": _memory_bytes(),
+        "memory_bytes": _memory_bytes("MemTotal"),
+        "available_bytes": _available_bytes(),
         "free_bytes": _free_bytes(folder),
         "home": folder,
         "mode": "system" if folder == SYSTEM_HOME else "user",
@@ -248,9 +249,15 @@ def _cpu(*keys: str) -> Optional[str]:
     return None
 
 
-def _memory_bytes() -> object:
-    found = re.search(r"^MemTotal:\s+([0-9]+) kB", _read("/proc/meminfo"), re.MULTILINE)
+def _memory_bytes(name: str) -> Optional[int]:
+    found = re.search(r"^" + name + r":\s+([0-9]+) kB", _read("/proc/meminfo"), re.MULTILINE)
     return int(found.group(1)) * 1024 if found else None
+
+
+def _available_bytes() -> Optional[int]:
+    """What another process may have before one is ended; null where the kernel does not say."""
+    free = _memory_bytes("MemAvailable")
+    return None if free is None else free + (_memory_bytes("SwapFree") or 0)
 
 
 def _temperature_c() -> object:

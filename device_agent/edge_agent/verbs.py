@@ -109,7 +109,10 @@ def put(home: Path, digest: str, size: int, offset: int, race: str | None) -> An
 def receive(home: Path, race: str | None) -> Any:
     """Blobs one behind the other: their list as the first line of standard input, then what is left of each. What came before a cut is kept."""
     source = standard_input.Source()
-    listed = standard_input.parsed(source.line(), '{"blobs": [{"digest": …, "size": …, "offset": …}]}, and the bytes behind it')
+    line = source.line()
+    if not line:
+        raise Failure("nothing came on standard input", "try again", again=True)
+    listed = standard_input.parsed(line, '{"blobs": [{"digest": …, "size": …, "offset": …}]}, and the bytes behind it')
     try:
         blobs = [(_digest(entry["digest"]), int(entry["size"]), int(entry["offset"])) for entry in listed["blobs"]]
     except (KeyError, TypeError, ValueError) as error:

@@ -21,6 +21,7 @@ WORTH = 0.9  # of the whole: a delta that is larger is not sent
 _GAP = 4  # equal bytes between two that differ: fewer are sent along
 _BLOCK = 64  # bytes of the base that have to be found in one piece
 _STEP = 1 << 22
+_PLACES = 256
 _LEVEL = 6
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -31,7 +32,7 @@ Record = tuple[int, int, int]  # copied, fresh, and where in the base it goes on
 def between(old: bytes, new: bytes) -> bytes | None:
     """The delta from ``old`` to ``new``; None where sending ``new`` is as good."""
     before, after = np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)
-    if not len(before) or not len(after):
+    if len(before) < (1 - WORTH) * len(after) or not len(after):  # there is not so much to copy
         return None
     if len(before) == len(after):
         records = list(_in_place(before, after))
@@ -39,7 +40,10 @@ def between(old: bytes, new: bytes) -> bytes | None:
             return None
         packed = min((_packed(records, before, after, mode) for mode in (XOR, NEW)), key=len)
     else:
-        packed = _packed(list(_moved(before, after)), before, after, NEW)
+        moved = list(_moved(before, after))
+        if len(moved) == 1:
+            return None
+        packed = _packed(moved, before, after, NEW)
     return packed if len(packed) < WORTH * len(new) else None
 
 
@@ -76,6 +80,8 @@ def _matches(before: Bytes, after: Bytes) -> Iterator[tuple[int, int, int]]:
     blocks = _hashed([before[: len(before) // _BLOCK * _BLOCK].view("<u8")[word :: _BLOCK // 8] for word in range(_BLOCK // 8)])
     order = np.argsort(blocks, kind="stable")
     known = blocks[order]
+    if not _likely_shared(known, after):
+        return
     at = 0
     for begin in range(0, len(after) - _BLOCK + 1, _STEP):
         if at >= begin + _STEP:
@@ -96,6 +102,20 @@ def _matches(before: Bytes, after: Bytes) -> Iterator[tuple[int, int, int]]:
                 yield place - back, source - back, back + ahead
                 at = place + ahead
                 next_one = int(np.searchsorted(likely, at - begin))
+
+
+def _likely_shared(known: NDArray[np.uint64], after: Bytes) -> bool:
+    """Whether any of some places has a block of the base: where a tenth of a large file has one, 256 places miss it once in 10^11 times."""
+    if len(after) < _PLACES * 4 * _BLOCK:
+        return True
+    for place in np.linspace(0, len(after) - 2 * _BLOCK, _PLACES, dtype=np.int64).tolist():
+        words = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(after[place : place + 2 * _BLOCK - 1], 8)).view("<u8")[:, 0]
+        hashes = _hashed([words[8 * word : 8 * word + _BLOCK] for word in range(_BLOCK // 8)])
+        found = np.searchsorted(known, hashes)
+        found[found == len(known)] = 0
+        if (known[found] == hashes).any():
+            return True
+    return False
 
 
 def _hashed(words: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:

@@ -156,6 +156,12 @@ def check(choice: Choice, facts: Facts, host: str, *, as_it_is: bool = True) -> 
     weights = sum(layer.size for layer in choice.manifest.layers if layer.file in ("model.onnx", "weights.bin"))
     if facts.memory_bytes and weights > facts.memory_bytes:
         raise Refused(f"`{name}` needs {_size(weights)} of memory, {where} has {_size(facts.memory_bytes)}", "prune or quantize it further")
+    # Where a version of it runs, that one makes room; and the device itself lets it go where both do not fit.
+    if facts.available_bytes is not None and weights > facts.available_bytes and name not in facts.releases:
+        raise Refused(
+            f"`{name}` needs {_size(weights)} of memory, {where} has {_size(facts.available_bytes)} left",
+            "end programs there that need much, `edgesdk remove` a model, or prune or quantize it further",
+        )
 
 
 def check_target(profile: Profile, facts: Facts, host: str) -> None:

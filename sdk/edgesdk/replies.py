@@ -106,6 +106,7 @@ class Facts(Reply):
     cpu_features: tuple[Text, ...] = ()
     cores: Count | None = None
     memory_bytes: Count | None = None
+    available_bytes: Count | None = None
     free_bytes: Count | None = None
     home: Text
     mode: Literal["user", "system"] = "user"

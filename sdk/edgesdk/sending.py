@@ -80,6 +80,10 @@ class _Ahead:
 
     def put(self, blobs: Blobs, chunks: Iterable[bytes]) -> None:
         """As `Device.put`."""
+        if not self._ended.empty():  # it was waited for too long: what differs from another blob takes its time to find
+            self._work.put(None)
+            self._device.put(blobs, chunks)
+            return
         self._work.put((blobs, chunks))
         error = self._ended.get()
         if error:

@@ -70,6 +70,7 @@ def test_the_whole_way_through_the_verbs(idle: Agent, tmp_path: Path) -> None:
             assert done == {"digest": blob.digest, "size": blob.size}
             assert idle.verb("put", blob.digest, str(blob.size), stdin=data) == done
         broken = idle.verb("put", "sha256:" + "0" * 64, "5", stdin=b"abcde", code=1)
+        assert idle.verb("receive", code=1)["error"]["again"], "the host is gone, or busy: it comes again"
         assert "another digest" in broken["error"]["message"]
     assert idle.verb("missing", stdin=json.dumps(wanted).encode()) == {"missing": []}
 
@@ -221,7 +222,7 @@ def test_the_probe_works_alone() -> None:
     assert set(facts) == {
         "format", "system", "architecture", "python", "executable", "abi", "libc", "board", "cpu_model", "cpu_features", "cores", "memory_bytes", "free_bytes",
         "mode", "systemd", "home", "writable", "missing_modules", "files", "governor", "temperature_c", "onnxruntime", "numpy", "agent", "trust", "releases",
-        "user", "volatile", "held",
+        "user", "volatile", "held", "available_bytes",
     }  # fmt: skip
     assert facts["abi"] == f"cp{sys.version_info[0]}{sys.version_info[1]}"
     assert facts["writable"] is True

@@ -1,6 +1,6 @@
 """What sending costs, against `scp` and `rsync` of the same bytes to the same sshd: a part of `make bench`, written to docs/sending.md.
 
-python -m tests.benchmarks.sending [loopback] [slow] [update] [same] [fleet]        # some parts alone: shown, not written
+python -m tests.benchmarks.sending [loopback] [slow] [update] [same] [stop] [fleet]        # some parts alone: shown, not written
 
 The device is a bare Debian on this machine (root, mmdebstrap), the link what testbed/slow-link makes. scp and we take turns.
 """
@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,11 +27,12 @@ import numpy as np
 
 from edge_agent import bundle
 from edge_agent.bundle import Layout
-from edgesdk import agent_package, deploying, device, sending, sent, setting_up, transport
+from edgesdk import deploying, device, sending, sent, setting_up, transport
 from tests.bundles import contents, inputs, write_bundle
 from tests.e2e.bare import BareDevice, bare_device, bare_devices
 from tests.e2e.links import Counter, slow_link
 from tests.e2e.test_bare_fleet import assert_resumed, fleet_of, rollout
+from tests.sdk.test_interrupts import START
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "sending.md"
@@ -38,6 +40,7 @@ WIDTH = 5000  # 100 MB of float32
 LINK = ("--mbit", "50", "--rtt-ms", "20")
 ROUNDS, SLOW_ROUNDS, SAME_ROUNDS = 7, 3, 9
 DEVICES, PARALLEL = 50, 16
+STOPS, LONGEST_S = 12, 18
 
 HEAD = """# What sending costs
 
@@ -50,7 +53,7 @@ the file; `scp` neither checks nor syncs.
 
 
 def main() -> None:
-    parts: dict[str, Callable[[Path], list[str]]] = {"loopback": loopback, "slow": slow, "update": update, "same": same, "fleet": fleet}
+    parts: dict[str, Callable[[Path], list[str]]] = {"loopback": loopback, "slow": slow, "update": update, "same": same, "stop": stop, "fleet": fleet}
     chosen = sys.argv[1:] or list(parts)
     lines = [HEAD, machine(), ""]
     with tempfile.TemporaryDirectory() as scratch:
@@ -224,6 +227,52 @@ def same(folder: Path) -> list[str]:
     ]
 
 
+# Ctrl-C
+
+
+def stop(folder: Path) -> list[str]:
+    """A deploy of 100 MB over the slow link, interrupted at moments from its start to its end; after each the device answers as before, or with the new one."""
+    old, new = write_bundle(folder / "1", width=600), write_bundle(folder / "2", width=WIDTH, release=2)
+    with prepared(folder) as bare:
+        with device.connect(bare.name) as pi:
+            assert deploying.deploy(pi, old).outcome == "active"
+        with slow_link(f"{bare.host}:22", *LINK) as link:
+            lead_through(folder, bare, link.port)
+            took = []
+            for number in range(STOPS):
+                after_s = LONGEST_S * number / STOPS
+                took.append(stopped(new, after_s))
+                print(f"Ctrl-C after {after_s:.1f} s: over in {took[-1]} s", file=sys.stderr, flush=True)
+                with device.connect(bare.name) as pi:
+                    (model,) = pi.status().models
+                    assert pi.infer("toy").agrees and model.release in (1, 2), model
+            with device.connect(bare.name) as pi:
+                assert deploying.deploy(pi, new, allowed=["allow-signature-change"]).outcome in ("active", "unchanged")
+    seconds = [one for one in took if one is not None]
+    return [
+        "## Ctrl-C",
+        "",
+        f"`edgesdk deploy` of 100 MB at 50 Mbit/s, interrupted at {len(seconds)} moments of its first {LONGEST_S} s: over after",
+        f"{statistics.median(seconds):.2f} s (median), {max(seconds):.2f} s at most (held to 2 s: {yes(max(seconds) <= 2)}). Each time the device",
+        "answered with the old version or the new one, and the last deploy finished.",
+        "",
+    ]
+
+
+def stopped(bundle: Path, after_s: float) -> float | None:
+    """Seconds from Ctrl-C to the end; None where it had ended before."""
+    argv = [sys.executable, "-c", START, "deploy", "bench", str(bundle), "--allow-signature-change"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout and child.stdout.read(1) == b"!"
+        time.sleep(after_s)
+        begin = time.perf_counter()
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+        took = time.perf_counter() - begin
+    assert child.returncode in (0, 130), said.decode()
+    return took if child.returncode else None
+
+
 # a fleet
 
 
@@ -233,8 +282,8 @@ def fleet(folder: Path) -> list[str]:
         os.environ["EDGESDK_SSH_CONFIG"] = str(folder / "config")
         (folder / "config").write_text("".join(board.config.read_text() for board in boards))
         with device.connect(boards[0].name) as pi:
-            wheels = agent_package.runtime_wheels(pi.facts(), agent_package.OLDEST_ONNXRUNTIME)
-        load = payload(folder, wheels)
+            plan = setting_up.plan_set_up(pi.facts())
+        load = payload(folder, plan)
         healthy = [board for number, board in enumerate(boards) if number not in (1, 4)]
         begin = time.perf_counter()
         names = "\n".join(board.name for board in healthy)
@@ -269,12 +318,13 @@ def fleet(folder: Path) -> list[str]:
     ]
 
 
-def payload(folder: Path, wheels: list[Path]) -> Path:
-    """The same bytes in one file: the agent, wheels, and the bundle's blobs."""
+def payload(folder: Path, plan: setting_up.SetUp) -> Path:
+    """The same bytes in one file: the agent, what runs of the wheels, and the bundle's blobs."""
     target = folder / "load"
     with target.open("wb") as stream, Layout.open(folder / "bundle") as layout:
-        stream.write(agent_package.build().data)
-        for wheel in wheels:
+        for archive in plan.agent_archives:
+            stream.write(archive.data)
+        for wheel in plan.archives:
             stream.write(wheel.read_bytes())
         for blob in sending.unique(layout.manifests()["x86-cpu"].blobs):
             stream.write(layout.blob(blob.digest))

@@ -91,3 +91,19 @@ def test_no_more_comes_out_than_was_said() -> None:
         for piece in apply(io.BytesIO(b"base"), 1000, [bomb]):
             made += len(piece)
     assert made == 0
+
+
+def test_a_base_that_cannot_help_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large model after a small one, or one that shares nothing: the search would take minutes, and the receiver's patience end."""
+    random = np.random.default_rng(7)
+    small, large, other = (random.bytes(count) for count in (100_000, 2_000_000, 1_900_000))
+
+    def searched(*_: object) -> None:
+        raise AssertionError("it was searched")
+
+    monkeypatch.setattr(delta, "_packed", searched)
+    assert delta.between(other, large) is None
+    monkeypatch.setattr(delta, "_moved", searched)
+    assert delta.between(small, large) is None
+    with pytest.raises(AssertionError):
+        delta.between(other, large)

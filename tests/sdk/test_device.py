@@ -96,11 +96,17 @@ def test_a_profile_of_ones_own_is_recognised_by_what_the_bundle_says_of_it(tmp_p
         (facts(PC, writable=False, user="pi"), ["user pi", "may not write to /h"]),
         (facts(PC, system="FreeBSD"), ["FreeBSD", "Linux"]),
         (facts(PC, memory_bytes=100), ["0.0 MB"]),
+        (facts(PC, available_bytes=100), ["of memory", "has 0.0 MB left"]),
     ],
 )
 def test_what_the_device_cannot_do_is_refused_with_both_values(tmp_path: Path, found: Facts, said: list[str]) -> None:
     message, _ = refusal(write_bundle(tmp_path / "b"), found)
     assert all(word in message for word in said), message
+
+
+def test_a_model_that_has_a_version_there_may_take_its_memory(tmp_path: Path) -> None:
+    there = facts(PC, available_bytes=100, releases={"toy": {"release": 1, "digest": "sha256:" + "0" * 64}})
+    assert choose(write_bundle(tmp_path / "b", release=2), there).description.release == 2
 
 
 def test_a_board_below_the_floor_is_refused_with_the_reason(tmp_path: Path) -> None:
