@@ -255,7 +255,7 @@ class Search:
             found = self._raced("confirm", change, next(count), default_first=first == 0)
             return found if first < second else comparison.turned(found)
 
-        left = self._limit_s - (time.monotonic() - self._begin)
+        left = self._limit_s - (time.monotonic() - self._begin) - (max(self._costs[-5:]) if self._costs else 0)  # the last restart ends in time
         return comparison.decided(run, limit_s=max(left, 0), progress=lambda _, done, total: self._progress("confirm", done, total))
 
     def told(self, candidate: Change | None, confirmed: tuple[list[Raced], comparison.Estimate, comparison.Stopped] | None) -> dict[str, Any]:
