@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -186,6 +187,7 @@ def _seconds(document: dict[str, Any]) -> float | None:
 
 def _job(agent: Agent, request: Request, groups: tuple[str, ...]) -> Response:
     job = agent.deployments.job(groups[0])
+    job.asked = time.monotonic()
     job.ended.wait(min(_number(request, "wait"), _LONGEST_WAIT_S))
     return json_response(job.to_dict())
 

@@ -55,6 +55,7 @@ class Job:
         self.result: dict[str, Any] | None = None
         self.error: dict[str, str] | None = None
         self.ended = threading.Event()
+        self.asked = self.begin  # when somebody last wanted to know how it goes
 
     def to_dict(self) -> dict[str, Any]:
         return {"id": self.identity, "state": self.state, "stage": self.stage, "result": self.result, "error": self.error}

@@ -3,11 +3,13 @@
     wanted = parse(document)                       # checked
     result = run(job, session, wanted, home, deployments)
 
-The files lie in a session of `Races`, and go with it. What is measured runs in a child of its own, one a restart.
+The files lie in a session of `Races`, and go with it. What is measured runs in a child of its own, one a restart. While it runs no deployment begins,
+so it ends, with what there is by then, when nobody has asked about it for two minutes: its host is gone.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ SCENARIOS = ("single-stream", "multi-stream", "offline", "server")
 LONGEST_S = 24 * 3600.0
 MOST_PER_QUERY = 256
 
+_FORSAKEN_S = 120.0  # a host asks every twenty seconds
+_LOOK_S = 1.0
 _OPEN_S = 1800  # an engine build takes ten minutes
 _SLOWEST_S = 600  # beyond its limit, for the five queries that there have to be
 
@@ -64,12 +68,20 @@ def run(job: Job, session: Session, measurement: Measurement, home: Path, deploy
     what = f"the program that asked {measurement.name}" if measurement.name else "the process that ran the model"
     with deployments.driving(Child("measurer", blobs.home, home, what=what)) as child:
         session.child = child
+        threading.Thread(target=_end_when_forsaken, args=(job, child), name="measurement", daemon=True).start()
         try:
             return child.ask({"arguments": question}, timeout_s=_OPEN_S + measurement.wanted["limit_s"] + _SLOWEST_S, stage=enter)
         except ChildDied as error:
             return {"failed": {"message": str(error), "hint": error.hint}}
         finally:
             session.child, session.used = None, time.monotonic()
+
+
+def _end_when_forsaken(job: Job, child: Child) -> None:
+    while not job.ended.wait(_LOOK_S):
+        if time.monotonic() - max(job.asked, job.begin) > _FORSAKEN_S:
+            child.tell({"stop": True})
+            return
 
 
 def parse(document: Mapping[str, Any]) -> Measurement:

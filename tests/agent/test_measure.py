@@ -13,11 +13,18 @@ from test_races import SESSION, X, described, packed, put
 from toys import CPU_PROFILE, Agent, gather, layers, make, wait_until
 
 from edge_agent import measurements
-from edge_agent.bundle import BundleError
+from edge_agent.bundle import BundleError, digest_of
+from edge_agent.config import Limits
 from edge_agent.connection import BadRequest, NoSuchModel
+from edge_agent.deployments import Deployments
+from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
 from edge_agent.measure import FEWEST, Wanted, arriving, one_after_the_other, warmed
+from edge_agent.models import Models
+from edge_agent.races import Races
+from edge_agent.store import Store
 from edge_agent.windows import Run, Window
+from edge_agent.zygote import Zygote
 
 WANTED = {"scenario": "single-stream", "limit_s": 0.5, "window_s": 0.1}
 
@@ -147,6 +154,24 @@ def test_a_session_that_ends_ends_its_measurement_and_an_active_model_may_go_mea
     wait_until(lambda: agent.ask("GET", f"/edge/jobs/{started['job']}")["stage"] == "measure")
     agent.ask("DELETE", f"/edge/races/{SESSION}")
     assert "the program that asked gone was killed" in agent.job(started, timeout_s=20)["result"]["failed"]["message"]
+
+
+@pytest.mark.e2e
+def test_a_measurement_whose_host_is_gone_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurements, "_FORSAKEN_S", 2.0)
+    monkeypatch.setattr(measurements, "_LOOK_S", 0.1)
+    store, journal = Store(tmp_path), Journal(tmp_path)
+    deployments = Deployments(tmp_path, store, Models(tmp_path, store, journal, Limits(), Zygote(tmp_path)), journal)
+    races = Races(tmp_path, deployments)
+    races.missing(SESSION, [])
+    for data in (layers(2), packed(X)):
+        races.blobs(SESSION).receive(digest_of(data), len(data), 0, [data])
+    try:
+        job = races.measure(SESSION, document(wanted={"limit_s": 3600}))
+        assert job.ended.wait(60) and job.result is not None
+        assert job.result["stopped"] is True and job.result["restart"]["runs"] >= FEWEST
+    finally:
+        deployments.close()
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from edgesdk import comparison, graph, measuring, profiles, race, sampling
 from edgesdk.measuring import Wanted
 from edgesdk.source import model_files
 from tests.agent.toys import Agent, layers, make
+from tests.e2e.quota import before_all_others
 
 PAGE = Path(__file__).parents[2] / "docs" / "loadgen.md"
 WITHIN = 0.03
@@ -43,7 +44,7 @@ LAYERS = (8, 64, 512)  # of 256 × 256 on 16 rows: from some hundred microsecond
 QUERIES = 1000
 WIDTH, ROWS = 256, 16
 MODEL = PAGE.parents[1] / "tests" / "data" / "resnet20_fashion.onnx"
-ROUNDS, SECONDS = 20, 2.0
+ROUNDS, SECONDS, BATCH = 14, 2.0, 8
 METRICS = {"single-stream": "p90 ms", "offline": "answers a second"}
 
 
@@ -92,7 +93,8 @@ def main() -> int:
             rows = [measured(agent, Path(folder), count) for count in LAYERS]
         finally:
             agent.stop()
-    beside = benched()
+    with before_all_others():
+        beside = benched()
     PAGE.write_text(page(rows, beside), encoding="utf-8")
     print(page(rows, beside))
     return int(any(abs(row.apart) > WITHIN for row in rows) or any(abs(one.ratio - 1) > WITHIN for one in beside))
@@ -103,7 +105,8 @@ def benched() -> list[Beside]:
     profile = profiles.find("x86-cpu")
     profile = profile.model_copy(update={"runtime": profile.runtime.model_copy(update={"intra_op_threads": 1})})
     model = graph.load(MODEL)
-    feeds = list(sampling.generated(model, 4).first(4))
+    drawn = list(sampling.generated(model, 4 * BATCH).first(4 * BATCH))
+    feeds = [{name: np.concatenate([one[name] for one in drawn[place::4]]) for name in drawn[0]} for place in range(4)]
     files, found = model_files(model), []
     with tempfile.TemporaryDirectory(prefix="loadgen-") as name, measuring.here(files, profile, feeds) as place:
         folder = Path(name)
@@ -164,10 +167,10 @@ def single_stream(ask: Any, logs: Path, *, seconds: float = 0) -> tuple[Histogra
 
     def issue(samples: Any) -> None:
         for sample in samples:
-            place = next(number)
             begin = time.perf_counter_ns()
-            ask(place)
-            ours.record(time.perf_counter_ns() - begin)
+            ask(next(number))
+            if not seconds:  # what stands here is in LoadGen's latency
+                ours.record(time.perf_counter_ns() - begin)
             loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(sample.id, 0, 0)])
 
     settings = loadgen.TestSettings()
@@ -247,8 +250,9 @@ def page(rows: list[Row], beside: list[Beside]) -> str:
     lines += [
         "",
         f"`edgesdk bench` itself, beside LoadGen: a restart of the one and a process of the other in turn, {ROUNDS} rounds of {SECONDS:g} s each, of the same",
-        "session with one thread (a network of 19 million multiply-accumulates, no agent). The ratio is the median of the rounds', held to 3 %, with the 99 %",
-        "interval of their mean.",
+        f"session with one thread (a network of 19 million multiply-accumulates, {BATCH} images at once, no agent). The ratio is the median of the rounds',",
+        "held to 3 %, with the 99 % interval of their mean. LoadGen calls through its Python binding, which costs about 9 µs a question here: with a single",
+        "image, 0.45 ms, it sees 2 to 3 % more than the model takes.",
         "",
         "| scenario | figure | LoadGen | bench | apart | 99 % |",
         "| --- | --- | ---: | ---: | ---: | --- |",

@@ -70,6 +70,20 @@ class Group:
                 (self.folder / name).write_text(value)
 
 
+@contextmanager
+def before_all_others() -> Iterator[None]:
+    """This process, and what it starts meanwhile, get the processors whenever they want them, where that can be had."""
+    if not possible():
+        yield
+        return
+    with Group.made() as group:
+        (group.folder / "cgroup.procs").write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (group.folder.parent / "cgroup.procs").write_text(str(os.getpid()))
+
+
 @dataclass(frozen=True)
 class Cut:
     """What `bench --sustained` said, and what is known: when the quota was cut, and the answers a second by the agent's own counter."""
