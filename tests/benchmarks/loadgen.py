@@ -86,14 +86,13 @@ def main() -> int:
     if given.asked:
         print(json.dumps(asked_by_loadgen(given.asked[0], Path(given.asked[1]))))
         return 0
-    with tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
+    with before_all_others(), tempfile.TemporaryDirectory(prefix="loadgen-") as folder:
         agent = Agent(Path(folder, "home"))
         agent.start()
         try:
             rows = [measured(agent, Path(folder), count) for count in LAYERS]
         finally:
             agent.stop()
-    with before_all_others():
         beside = benched()
     PAGE.write_text(page(rows, beside), encoding="utf-8")
     print(page(rows, beside))
@@ -238,7 +237,7 @@ def page(rows: list[Row], beside: list[Beside]) -> str:
         "LoadGen (SingleStream, PerformanceOnly) asks a model of the agent through `edge_agent.connect`; the same calls are timed around the client, with the",
         "histogram that `report` uses, and by the agent from the question's arrival to the answer's departure. All three in one run, written by",
         "`python -m tests.benchmarks.loadgen`, which fails where the second differs from the first by more than 3 %. The agent's own figure leaves out the way",
-        "to it and back, and with it the waits of the program for a processor: on this machine others had work, too.",
+        "to it and back, and with it the waits of the program for a processor. Where it may (root, a control group), all this comes before other work.",
         "",
         "| matrix products | questions | LoadGen p90 ms | ours p90 ms | apart | agent's p90 ms | apart |",
         "| ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
