@@ -225,6 +225,29 @@ def test_after_an_upgrade_of_python_it_says_what_to_run(tmp_path: Path) -> None:
         shutil.rmtree(folder)
 
 
+@pytest.mark.e2e
+def test_an_onnxruntime_that_ends_python_is_named(tmp_path: Path) -> None:
+    """Built for a newer processor, say: SIGILL at its import, in the process that a trial is forked from."""
+    folder = Path(tempfile.mkdtemp(prefix="agent-"))
+    python, agent = os.path.realpath(sys.executable), Agent(folder)
+    install(folder, sources())
+    script, runtime = folder / "bin" / "edge-agent", folder / "runtime" / homes.runtime_tag()
+    script.write_text(script.read_text().replace(sys.executable, python))
+    (runtime / "onnxruntime").mkdir(parents=True)
+    (runtime / "onnxruntime" / "__init__.py").write_text('import os\n__version__ = "1.20.0"\nos.kill(os.getpid(), 4)\n')
+    for path in Path(np.__file__).parents[1].glob("numpy*"):
+        (runtime / path.name).symlink_to(path)
+    try:
+        assert run(folder, "start")[0] == 0
+        failed = agent.activate(make(tmp_path / "1", linear(1)))
+        assert (failed["state"], failed["error"]["message"]) == ("failed", "this device has no onnxruntime that works: Python ends when it loads it")
+        assert "the processor older" in failed["error"]["hint"]
+        assert agent._answers()
+    finally:
+        run(folder, "stop")
+        shutil.rmtree(folder)
+
+
 def test_words_of_other_pythons_are_plain() -> None:
     assert homes._plain("cp313") == "3.13"
     assert homes._plain("musl") == "musl"

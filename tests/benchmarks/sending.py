@@ -312,6 +312,7 @@ def fleet(folder: Path) -> list[str]:
         "",
         f"{active} active, {failed} named with their reasons (one without python3, one off). All share {os.cpu_count()} cores: what each",
         "does for itself (unpack numpy and onnxruntime, start, load and try the model) is done here one after the other, and on boards at the same time.",
+        "[Decision 41](adr/0041-what-runs-is-sent-and-imported-once.md) says what that is.",
         "",
         f"Killed half-way and run again on {DEVICES} fresh ones: the rest is done, none twice (by the devices' own journals).",
         "",
