@@ -23,12 +23,20 @@
 
   function ticks(width) { return narrow(width) ? 4 : 8; }
 
+  const plain = (value) => value >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(4)));
+
+  // 1, 2, 5, 10 … as far as there is room, else powers of ten.
+  function steps(low, high, most) {
+    const decades = d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1), within = (value) => value >= low * 0.999 && value <= high * 1.001;
+    const found = [[1, 2, 5], [1, 3], [1]].map((leading) => decades.flatMap((power) => leading.map((digit) => Number(`${digit}e${power}`))).filter(within));
+    return found.find((each) => each.length <= most) ?? found[2];
+  }
+
   // A logarithmic axis shows few of its ticks; where it spans less than a decade, a straight one reads better.
   function scale(values, width, label) {
     const known = values.filter((value) => value > 0), low = Math.min(...known), high = Math.max(...known);
     const log = high / low >= 8;
-    return {type: log ? "log" : "linear", label, ticks: log ? Math.max(2, Math.min(ticks(width), 3 * Math.ceil(Math.log10(high / low)))) : ticks(width),
-      tickFormat: (value) => value >= 1000 ? value.toLocaleString("en") : String(Number(value.toPrecision(4))), nice: false};
+    return {type: log ? "log" : "linear", label, ticks: log ? steps(low, high, ticks(width)) : ticks(width), tickFormat: plain, nice: false};
   }
 
   function swatch(kind, place) {
@@ -113,8 +121,10 @@
     history({series}, width) {
       const points = series.flatMap((each, place) => each.points.map((point) => ({...point, at: new Date(point.t), name: each.name, place})))
         .filter((point) => !Number.isNaN(+point.at));
+      const days = (Math.max(...points.map((point) => +point.at)) - Math.min(...points.map((point) => +point.at))) / 864e5;
+      const clock = d3.utcFormat(days < 2 ? "%H:%M" : days < 700 ? "%-d %b" : "%b %Y");
       return [legend(series.map((each, place) => ({name: each.name, kind: SYMBOLS[place % 6], place}))), plot(width, {
-        height: 260, marginTop: 26, insetTop: 16, x: {type: "utc", label: "time (UTC)", ticks: narrow(width) ? 3 : 7}, y: {...scale(points.flatMap((point) => [point.p50, point.p99]), width, "latency, ms"), ticks: 5, grid: true},
+        height: 260, marginTop: 26, insetTop: 16, x: {type: "utc", label: days < 2 ? "time of the day, UTC" : "day, UTC", ticks: narrow(width) ? 3 : 7, tickFormat: clock}, y: {...scale(points.flatMap((point) => [point.p50, point.p99]), 500, "latency, ms"), grid: true},
         marks: [
           Plot.lineY(points, {x: "at", y: "p50", z: "name", stroke: (point) => COLOURS[point.place % 6], strokeWidth: 1.5}),
           Plot.ruleX(points, {x: "at", y1: "p50", y2: "p99", stroke: (point) => COLOURS[point.place % 6]}),
@@ -137,7 +147,7 @@
           marks: [...levels.map((level) => Plot.ruleY([level], {y: "throughput", x1: (each) => at(each.from_s), x2: (each) => at(each.to_s), stroke: "var(--c2)", strokeWidth: 7, strokeOpacity: 0.45})),
             Plot.lineY(curve, {x: middle, y: "throughput", stroke: "var(--c0)", strokeWidth: 2}), ...mark, Plot.ruleY([0], {stroke: "currentColor"}), tip("throughput")]}),
         legend([{name: "p50, ms", kind: "line", place: 0}, {name: "p99, ms", kind: "line", place: 1}]),
-        plot(width, {height: 190, x, y: {...scale(curve.flatMap((window) => [window.p50_ms, window.p99_ms]), width, null), ticks: 4, grid: true},
+        plot(width, {height: 190, x, y: {...scale(curve.flatMap((window) => [window.p50_ms, window.p99_ms]), 500, null), grid: true},
           marks: [Plot.lineY(curve, {x: middle, y: "p50_ms", stroke: "var(--c0)", strokeWidth: 2}), Plot.lineY(curve, {x: middle, y: "p99_ms", stroke: "var(--c1)", strokeWidth: 2, strokeDasharray: DASHES[1]}),
             ...mark.slice(0, 1), tip("p99_ms")]})];
       const warm = curve.filter((window) => window.temperature_c !== null);
@@ -169,11 +179,11 @@
 
     ratios({rows}, width) {
       const names = rows.map((row) => row.name), side = named(width, names);
-      const looks = {faster: ["circle", "var(--c0)", 0], slower: ["triangle", "var(--c1)", 1]}, look = (row) => looks[row.verdict] ?? ["square", "var(--c5)", 5];
+      const looks = {faster: ["circle", "var(--c0)", 0], slower: ["triangle", "var(--c1)", 1], "in the search": ["diamond", "var(--c3)", 3]}, look = (row) => looks[row.verdict] ?? ["square", "var(--c5)", 5];
       const verdicts = [...new Set(rows.map((row) => row.verdict))].map((name) => ({name, kind: look({verdict: name})[0], place: look({verdict: name})[2]}));
       const all = rows.flatMap((row) => [row.low, row.high, 1]), low = Math.min(...all) / 1.03, high = Math.max(...all) * 1.03;
       return [legend(verdicts), plot(width, {height: side.height(rows.length, 34), marginLeft: side.marginLeft,
-        x: {type: "log", label: "times as fast", domain: [low, high], ticks: narrow(width) ? 3 : 6, tickFormat: (value) => String(Number(value.toPrecision(3))), grid: true}, y: {type: "point", domain: names, label: null, axis: null, padding: 0.7},
+        x: {type: "log", label: "times as fast", domain: [low, high], ticks: d3.ticks(low, high, narrow(width) ? 3 : 7), tickFormat: plain, grid: true}, y: {type: "point", domain: names, label: null, axis: null, padding: 0.7},
         marks: [...side.marks(rows), Plot.ruleX([1], {stroke: "currentColor", strokeWidth: 1.5}),
           Plot.ruleY(rows, {y: "name", x1: "low", x2: "high", stroke: (row) => look(row)[1], strokeWidth: 3}),
           ...verdicts.map(({name, kind}) => Plot.dot(rows.filter((row) => row.verdict === name), {y: "name", x: "speedup", r: 6, symbol: kind, fill: look({verdict: name})[1], stroke: "var(--card)"})),

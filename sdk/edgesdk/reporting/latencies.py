@@ -121,7 +121,7 @@ def measurements(found: Found) -> Section | None:
             *(Column("run", "run"), Column("started", "begun", "time", aside=True), Column("throughput", "answers a second", "number")),
             *(Column("throughput_interval", "99 % of that in"), Column("p50_interval", "of p50, ms, in"), Column("p99_interval", "of p99, ms, in", aside=True)),
             *(Column("load_ms", "load, ms", "ms"), Column("first_answer_ms", "first answer, ms", "ms"), Column("peak_bytes", "peak memory", "bytes")),
-            *(Column("energy_j", "joule an answer", "ratio"), Column("restarts", "restarts", "count"), Column("stopped", "ended since")),
+            *(Column("energy_j", "joule an answer", "ratio"), Column("restarts", "restarts", "count"), Column("stopped", "why it ended")),
             *(Column("inputs", "asked", aside=True), Column("via", "by", aside=True), Column("onnxruntime", "onnxruntime", aside=True)),
             *(Column("disturbed", "disturbed", aside=True), Column("notes", "notes", aside=True)),
         ),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -139,9 +140,8 @@ def placement(found: Found) -> Section | None:
         {
             "model": each.title,
             "device": f"profile {each.profile}",
-            "nodes": f"{each.cut.nodes} of {each.cut.of} nodes on the accelerator, {each.cut.of - each.cut.nodes} of {each.cut.of} nodes on CPU"
-            if each.cut.nodes < each.cut.of
-            else f"{each.cut.of} of {each.cut.of} nodes on the accelerator",
+            "nodes": f"{each.cut.nodes} of {each.cut.of} nodes on {each.profile}"
+            + (f", {each.cut.of - each.cut.nodes} of {each.cut.of} nodes on something else" if each.cut.nodes < each.cut.of else ""),
             "share": each.cut.macs_share,
             "parts": each.cut.parts,
             "fell": _some(each.cut.fell),
@@ -365,8 +365,10 @@ def _story(bundle: Bundled) -> Iterator[str]:
     size = bundle.size_bytes
     if "before" in size and "after" in size:
         yield f"Its files went from {size['before']:,} to {size['after']:,} bytes."
-    refused = [each for each in bundle.candidates if _became(each) == "refused"]
-    yield f"{len(bundle.candidates)} candidates were tried, {len(refused)} of them refused; “Accuracy against latency” tells why."
+    became = Counter(_became(each) for each in bundle.candidates)
+    if became:
+        counts = ", ".join(f"{count} {word}" for word, count in became.most_common())
+        yield f"{len(bundle.candidates)} candidates were tried: {counts}; “Accuracy against latency” tells why."
     yield from (f"{note[:1].upper()}{note[1:]}." for note in bundle.notes)
 
 

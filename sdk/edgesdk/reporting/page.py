@@ -25,6 +25,7 @@ CELLS = (6000, 2400, 1000, 400, 100)  # of a table: the first number with which 
 MOST_CHARTS = 20  # of a section
 MOST_SENTENCES = 40
 MOST_BESIDE = 5  # columns of facts
+LONG = 24  # characters of a cell: more want some room even on a phone
 WIDE = 8  # columns: more have to be small on paper
 MOST_UNFOLDED = 3  # rows that stand below a chart at once
 
@@ -115,7 +116,7 @@ def _figure(chart: Chart, number: int) -> Iterator[str]:
 def _table(section: Section, rows: tuple[Row, ...]) -> str:
     columns = visible(section, rows)
     head = "".join(f'<th scope="col"{_side(column)}>{escape(column.title) or "<span class=unseen>number</span>"}</th>' for column in columns)
-    body = "".join("<tr>" + "".join(f"<td{_side(column)}>{_cell(row.get(column.key), column)}</td>" for column in columns) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(_cell(row.get(column.key), column) for column in columns) + "</tr>" for row in rows)
     wide = ' class="wide"' if len(columns) > WIDE else ""
     return _scrolled(section, f"<table{wide}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
@@ -124,10 +125,9 @@ def _facts(section: Section, rows: tuple[Row, ...]) -> str:
     """A column a row, for what is read downwards."""
     columns = visible(section, rows)
     first, *others = columns
-    head = "".join(f'<th scope="col">{_cell(row.get(first.key), first)}</th>' for row in rows)
+    head = "".join(f'<th scope="col">{escape(shown(row.get(first.key), first.form))}</th>' for row in rows)
     body = "".join(
-        f'<tr><th scope="row">{escape(column.title)}</th>' + "".join(f"<td>{_cell(row.get(column.key), column)}</td>" for row in rows) + "</tr>"
-        for column in others
+        f'<tr><th scope="row">{escape(column.title)}</th>' + "".join(_cell(row.get(column.key), column) for row in rows) + "</tr>" for column in others
     )
     return _scrolled(section, f'<table class="facts"><thead><tr><th scope="col">{escape(first.title)}</th>{head}</tr></thead><tbody>{body}</tbody></table>')
 
@@ -143,7 +143,10 @@ def _side(column: Column) -> str:
 
 def _cell(value: Any, column: Column) -> str:
     text = shown(value, column.form)
-    return f"<code>{escape(text[:19])}</code>" if column.key == "digest" else escape(text)
+    if column.key == "digest":
+        return f"<td><code>{escape(text[:19])}</code></td>"
+    side = _side(column) or (' class="long"' if len(text) > LONG else "")
+    return f"<td{side}>{escape(text)}</td>"
 
 
 def _lacks(report: "Report") -> Iterator[str]:
