@@ -178,6 +178,8 @@ def libc() -> Optional[str]:
 
 def _imported(folder: str) -> Dict[str, Any]:
     nothing: Dict[str, Any] = {"onnxruntime": None, "numpy": None}
+    if not folder and not _may_have_own():
+        return nothing
     try:
         argv = [sys.executable, "-c", _IMPORTS, folder]
         environment = dict(os.environ, ORT_DISABLE_TELEMETRY="1")  # else onnxruntime ≥ 1.32 leaves a file about this user in his home
@@ -188,6 +190,17 @@ def _imported(folder: str) -> Dict[str, Any]:
         return {"onnxruntime": found["onnxruntime"], "numpy": found["numpy"]}
     except (OSError, ValueError, IndexError, KeyError, TypeError, subprocess.SubprocessError):
         return nothing
+
+
+def _may_have_own() -> bool:
+    """Whether this Python could have numpy or onnxruntime: trying it starts another one. Sent as `-I` we do not see what its user has installed."""
+    try:
+        import importlib.util
+        import site
+
+        return os.path.isdir(site.getusersitepackages()) or any(importlib.util.find_spec(name) for name in ("numpy", "onnxruntime"))
+    except Exception:  # noqa: BLE001 - then it has to be tried
+        return True
 
 
 def _placed(found: Dict[str, Any], where: str) -> Dict[str, Any]:
