@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_races import described, put
+from test_races import described, external_weights, put
 from toys import CPU_PROFILE, FRAME, Agent, answer, counter, everything, everything_feeds, gather, layers, linear, processes, wait_until
 
 from edge_agent import frames, protocol
@@ -138,6 +138,7 @@ def test_what_cannot_be_opened_is_a_reply(shared: Agent) -> None:
         (b"\x08\x08\x3a\x00", CPU_PROFILE, "cannot open the model"),
         (linear(), {**CPU_PROFILE, "providers": [{"name": "X"}], "runtime": {"on_missing_provider": "refuse"}}, "wants X"),
         (linear(), {"providers": 3}, "names no model to ask"),
+        (external_weights("../../../secrets/token"), CPU_PROFILE, "wants its weights from"),
     ):
         with sent(shared, model, profile) as stream:
             assert words in stream.reply()["error"]["message"]

@@ -25,6 +25,7 @@ _HEAD = """# What tuning brings, and whether it holds
 
 `python -m tests.benchmarks.tuning`, a part of `make bench`: `edgesdk tune` on each model of the suite with the profile x86-cpu, then what it chose
 against the profile once more, in restarts of their own (99 %). Where nothing was faster for sure the profile stays, and there is nothing to run again.
+What is chosen is for the machine as it was: beside other work, threads that wait busily cost more than on an idle one.
 """
 
 
