@@ -257,6 +257,27 @@ DEFENCES = (
         "past = [] if True else",
         "e2e/test_system_mode.py -k sudo",
     ),
+    Defence(
+        "the report's data block",
+        f"{SDK}/reporting/page.py",
+        "data.translate(_IN_JSON)",
+        "data",
+        "sdk/test_reporting.py -k markup",
+    ),
+    Defence(
+        "the report's cells",
+        f"{SDK}/reporting/page.py",
+        "<td{side}>{escape(text)}</td>",
+        "<td{side}>{text}</td>",
+        "sdk/test_reporting.py -k markup",
+    ),
+    Defence(
+        "the report's printable texts",
+        f"{SDK}/reporting/__init__.py",
+        "made.append(clean(section))",
+        "made.append(section)",
+        "sdk/test_reporting.py -k obeyed",
+    ),
 )
 
 
