@@ -30,6 +30,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """What is known of a device's models: latency as programs there see it, and what bundles and measurements say, as a page or in the terminal."""
+    from edge_agent.store import write_atomically
     from edgesdk import device, transport
     from edgesdk import fleet as fleets
     from edgesdk.cli import files
@@ -55,7 +56,7 @@ def report(
     with progress() as advance:
         made = made_from(*hosts, name=model[0] if model else None, files=paths, progress=advance)
     if html is not None:
-        html.write_text(made.to_html(), encoding="utf-8")
+        write_atomically(html, made.to_html().encode(), 0o644)
         say(f"wrote {html}")
     show(made.to_dict(), "" if html else "\n".join(_told(made)), as_json=as_json)
 
@@ -78,7 +79,8 @@ def _told(made: "Report") -> Iterator[str]:
         yield ""
     if not made.sections:
         yield "there is nothing to report: no model is active, and no file was named\n"
-    yield from (f"no {lack.what}: {lack.command}" for lack in made.lacks)
+    if made.lacks:
+        yield table([(lack.what, lack.command) for lack in made.lacks], head=("not in this report", "what would give it"))
 
 
 def _table(section: "Section") -> str:

@@ -15,7 +15,7 @@ Form = Literal["text", "count", "ms", "number", "bytes", "share", "signed", "rat
 Row = dict[str, Any]
 _CUT = "…"
 _GREATEST = 1 << 62  # what is counted is less
-_NAMES = ("bundle", "model", "run", "tuned")
+_NAMES = ("bundle", "run", "tuned")
 
 Value = TypeVar("Value")
 
