@@ -115,6 +115,7 @@ def _measured(found: "Result") -> str:
         f"{found.scenario}{rate}: {runs:,} queries after {warm:,} of warm-up, {restarts} in {found.seconds:.0f} s; {found.stopped}",
         f"asked: {found.inputs.source}, {found.inputs.count} sample{'s' if found.inputs.count != 1 else ''}",
         f"on {where}: {found.nodes or found.provider}, {found.threads} threads, onnxruntime {found.onnxruntime}",
+        *(["by phase, medians: " + ", ".join(f"{name} {value:.3f} ms" for name, value in found.phases_ms.items())] if found.phases_ms else []),
         ", ".join(_costs(found)),
         *(f"state: {words}" for words in [_state(found)] if words),
         *found.notes,
@@ -167,8 +168,6 @@ def _costs(found: "Result") -> list[str]:
     if found.peak_bytes is not None:
         words.append(f"at most {bytes_text(found.peak_bytes)} of memory")
     words.append(f"{found.energy_j * 1e3:.3g} mJ an answer" if found.energy_j is not None else f"energy not known: {found.energy_unknown}")
-    if found.phases_ms:
-        words.append("of it " + ", ".join(f"{name} {value:.3f} ms" for name, value in found.phases_ms.items()))
     return words
 
 
