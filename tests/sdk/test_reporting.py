@@ -21,13 +21,13 @@ from typer.testing import CliRunner
 import edgesdk
 from edgesdk import reporting, results
 from edgesdk.cli import app, reports
-from edgesdk.errors import ResultError
+from edgesdk.errors import ModelError, ResultError
 from edgesdk.replies import Report as DeviceReport
 from edgesdk.reporting import gathering, latencies, models, section
 from edgesdk.reporting.gathering import Asked, Found
 from edgesdk.reporting.section import Section
 from edgesdk.results import Result
-from tests import vendor
+from tests import digits, vendor
 from tests.bundles import write_bundle
 from tests.sdk import reported
 
@@ -215,6 +215,15 @@ def test_a_bundle_says_what_was_measured_of_it(tmp_path: Path) -> None:
     made = edgesdk.report(files=[write_bundle(tmp_path / "toy", release=3)])
     (row,) = of(made, "evidence").rows
     assert (row["name"], row["release"], row["signed"]) == ("toy", 3, False)
+
+
+def test_a_model_is_inspected(tmp_path: Path) -> None:
+    made = edgesdk.report(files=[digits.write(tmp_path)])
+    assert [each.key for each in made.sections] == ["operators", "memory"]
+    assert of(made, "memory").charts[0].data["peak_bytes"] > 100_000
+    (tmp_path / "broken.onnx").write_bytes(b"noise")
+    with pytest.raises(ModelError):
+        edgesdk.report(files=[tmp_path / "broken.onnx"])
 
 
 def test_the_frontier_is_what_nothing_else_beats_in_both(made: reporting.Report) -> None:

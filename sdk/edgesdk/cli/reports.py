@@ -11,7 +11,7 @@ from edgesdk.cli.output import AsJson, progress, say, show, sparkline, table
 if TYPE_CHECKING:
     from edgesdk.reporting import Report, Section
 
-FILES = (".json", ".tar")  # what ends so is a file, and so is what has a slash; all else a host or a model's name
+FILES = (".json", ".tar", ".onnx")  # what ends so is a file, and so is what has a slash; all else a host or a model's name
 _MOST_LINES = 40  # of a section, in a terminal
 
 
@@ -20,7 +20,7 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="[HOST [NAME]] [FILE]…",
-            help="a device, perhaps one model there, and files: bundles, results of bench, what --json of other verbs gave; with a slash, .json or .tar",
+            help="a device, perhaps one model there, and files: bundles, models, what bench and other verbs wrote; with a slash, .json, .onnx or .tar",
         ),
     ] = None,
     fleet: Annotated[Path | None, typer.Option(help="a .toml file with devices, which are compared")] = None,

@@ -34,7 +34,7 @@ _SECTIONS = (
     (latencies.sustained, "sustained load", "edgesdk bench HOST NAME --sustained 30m -o sustained.json"),
     (models.placement, "placement", "edgesdk inspect MODEL --profile P --json > inspected.json"),
     (models.operators, "work by operator", "edgesdk inspect MODEL --profile-ops --json > inspected.json"),
-    (models.memory, "memory over the run", "edgesdk inspect MODEL --json > inspected.json"),
+    (models.memory, "memory over the run", "edgesdk report model.onnx …"),
     (models.recipe, "the recipe", "edgesdk package …, then name the bundle"),
     (models.evidence, "evidence", "edgesdk package …, then name the bundle"),
     (models.conditions, "devices as they are", "edgesdk report HOST"),

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 from pydantic import Field, ValidationError, model_validator
 
 from edge_agent.bundle import Layout
-from edgesdk import results
+from edgesdk import inspection, results
 from edgesdk.errors import ResultError
 from edgesdk.replies import Reply, Text, printable
 from edgesdk.results import Result
@@ -22,7 +22,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=1 << 62)]
 Interval = tuple[Number, Number]
 
-HINT = "give a bundle, or the JSON of bench, compare, evaluate, inspect, package or tune"
+HINT = "give a bundle, a model, or the JSON of bench, compare, evaluate, inspect, package or tune"
 _MOST_BYTES = 64 << 20
 
 
@@ -287,9 +287,11 @@ Kind = TypeVar("Kind", bound=Reply)
 
 
 def read(path: Path) -> tuple[Document, ...]:
-    """What there is in a file or folder. Raises ResultError and BundleError."""
+    """What there is in a file or folder; a model is inspected here and now. Raises ResultError, BundleError and ModelError."""
     if path.is_dir() or path.suffix == ".tar":
         return _bundles(path)
+    if path.suffix == ".onnx":
+        return (_parsed(Inspected, {**inspection.inspect(path).to_dict(), "title": path.stem}, path),)
     document = _json(path)
     if isinstance(document, list):  # `package --json` for several profiles
         return tuple(_parsed(Bundled, entry, path) for entry in document)

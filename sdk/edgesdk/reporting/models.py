@@ -70,7 +70,9 @@ def operators(found: Found) -> Section | None:
             charts.append(_bars(title, bars[:MOST_BARS], "ms", "ms"))
         elif each.macs:
             bars = [
-                {"name": kind.name, "kind": f"{kind.count} nodes", "value": kind.macs, "share": kind.macs / each.macs} for kind in each.operators if kind.macs
+                {"name": kind.name, "kind": f"{kind.count} node{'s' * (kind.count != 1)}", "value": kind.macs, "share": kind.macs / each.macs}
+                for kind in each.operators
+                if kind.macs
             ]
             rows += [{"model": each.title, "operator": bar["name"], "node": bar["kind"], "macs": bar["value"], "share": bar["share"]} for bar in bars]
             charts.append(_bars(f"{each.title}: multiply-accumulates by operator", bars[:MOST_BARS], "multiply-accumulates", "count"))
