@@ -8,6 +8,7 @@ Each measurement is a restart. What was sent to a device is removed at the end, 
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,18 +17,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from edge_agent import probe
 from edge_agent.bundle import digest_of
 from edge_agent.child import Child, ChildFailed
+from edge_agent.latency import Histogram
 from edgesdk import device, race
 from edgesdk.device import Device
 from edgesdk.errors import DeviceError, EdgeSDKError, ModelError
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
 from edgesdk.race import Files
-from edgesdk.replies import Count, Facts, Job, Problem, Reply, Text, parse
+from edgesdk.replies import Count, Facts, Job, Problem, Reply, Text, parse, printable
 from edgesdk.results import Scenario
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ Milliseconds = Annotated[float, Field(ge=0)]
 _PATIENCE_S = 60  # with what was told to stop
 _OPEN_S = 1800
 _SLOWEST_S = 600
-_MOST_WINDOWS = 100_000
+_MOST_WINDOWS, _MOST_SETTINGS = 100_000, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,33 @@ class Wanted:
     curve: bool = False
 
 
-class Moment(Reply):
+def _checked_histogram(document: dict[str, Any]) -> dict[str, Any]:
+    """With at least one latency in it. Raises ValueError."""
+    found = Histogram.from_dict(document)
+    if not found.count or not 0 <= found.min_ns <= found.max_ns or found.sum_ns < 0:
+        raise ValueError("a histogram without latencies")
+    plain = found.to_dict()
+    return {**plain, "buckets": [list(pair) for pair in plain["buckets"]]}
+
+
+def _harmless(value: Any, depth: int = 4) -> Any:
+    """Plain values, and no text that a terminal would obey."""
+    if isinstance(value, dict) and depth:
+        return {printable(str(key)): _harmless(each, depth - 1) for key, each in list(value.items())[:_MOST_SETTINGS]}
+    if isinstance(value, list) and depth:
+        return [_harmless(each, depth - 1) for each in value[:_MOST_SETTINGS]]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float)) else printable(str(value)[:_MOST_SETTINGS])
+
+
+class Told(Reply):
+    """What a device says of a measurement. It may be broken, or not ours."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class Moment(Told):
     governor: Text | None = None
     mhz: float | None = None
     temperature_c: float | None = None
@@ -61,13 +89,13 @@ class Moment(Reply):
     load: float | None = None
 
 
-class Moments(Reply):
+class Moments(Told):
     before: Moment
     during: Moment = Moment()
     after: Moment
 
 
-class Figures(Reply):
+class Figures(Told):
     """A restart, as `results.Restart` has it."""
 
     p50_ms: Milliseconds
@@ -83,11 +111,11 @@ class Figures(Reply):
     peak_bytes: Count | None = None
     state: Moments
     disturbed: tuple[Text, ...] = ()
-    histogram: dict[Text, Any]
+    histogram: Annotated[dict[str, Any], AfterValidator(_checked_histogram)]
     energy_j: float | None = None
 
 
-class Point(Reply):
+class Point(Told):
     """As `results.Window`."""
 
     t_s: float
@@ -101,13 +129,13 @@ class Point(Reply):
     load: float | None = None
 
 
-class AskedInputs(Reply):
+class AskedInputs(Told):
     source: Text
     count: Count
     digest: Text
 
 
-class About(Reply):
+class About(Told):
     """What was measured, and on what."""
 
     name: Text | None = None
@@ -117,7 +145,7 @@ class About(Reply):
     nodes: Text = ""
     threads: Count
     onnxruntime: Text
-    settings: dict[Text, Any] = Field(default_factory=dict)
+    settings: Annotated[dict[str, Any], AfterValidator(_harmless)] = Field(default_factory=dict)
     stacked: bool = False
     client: Text | None = None
     inputs: AskedInputs | None = None
@@ -126,7 +154,7 @@ class About(Reply):
     began: Annotated[float, Field(ge=0, le=1e11)] | None = None  # seconds since 1970, by its own clock
 
 
-class Measured(Reply):
+class Measured(Told):
     """What one process saw. ``interval_ms``: 95 %, of this process alone."""
 
     restart: Figures

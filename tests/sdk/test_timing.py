@@ -212,6 +212,34 @@ def test_no_question_disturbs_a_measurement_and_what_fails_there_is_said() -> No
     assert "--stage" not in transport.asked[3]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"p50_ms": math.inf},
+        {"p50_ms": -1},
+        {"throughput": 0},
+        {"runs": 0},
+        {"histogram": {}},
+        {"histogram": {"count": 2, "sum_ns": 1, "min_ns": 1, "max_ns": 1, "buckets": [[1, 1]]}},
+        {"histogram": {"count": 0, "sum_ns": 0, "min_ns": 0, "max_ns": 0, "buckets": []}},
+        {"state": {}},
+        {"disturbed": "x"},
+    ],
+)
+def test_figures_that_make_no_sense(changed: dict[str, Any]) -> None:
+    told = measured().to_dict()
+    told["restart"].update(changed)
+    pi, _ = scripted({"missing": []}, {"job": "1"}, {"state": "done", "stage": "measure", "result": told})
+    with pytest.raises(DeviceError, match="makes no sense"):
+        measuring._There(pi, "0" * 16, {"name": "ocr"}, [], timing.silent).measure(Wanted("single-stream", 1))
+
+
+def test_what_a_malicious_device_says_of_its_settings_steers_no_terminal() -> None:
+    told = measured(about={"nodes": "\x1b[2J", "settings": {"\x1b]0;": ["\x9b2J", {"deep": [[[["x"]]]]}, 3, math.nan]}})
+    assert told.about.nodes == "\\x1b[2J"
+    assert told.about.settings == {"\\x1b]0;": ["\\x9b2J", {"deep": ["[[['x']]]"]}, 3, None]}
+
+
 def test_the_table_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "RESTART_S", 0.2)
     done = CliRunner().invoke(app, ["bench", "local", str(MODEL), "--limit-s", "1", "-o", str(tmp_path / "x.json")])
