@@ -1,5 +1,6 @@
 """What `bench` says of a model: when it stops, what its intervals are worth, and what it does on a real process, a device and at Ctrl-C."""
 
+import contextlib
 import json
 import math
 import random
@@ -251,6 +252,15 @@ def test_the_table_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert CliRunner().invoke(app, ["bench", "local", str(MODEL), "--scenario", "poem"]).exit_code == 2
 
 
+def measures(parent: int) -> bool:
+    """Whether it has started the process that does."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if stat.read_text().rpartition(")")[2].split()[1] == str(parent) and b"measurer" in stat.with_name("cmdline").read_bytes():
+                return True
+    return False
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_a_sustained_run_with_what_there_is() -> None:
     child = subprocess.Popen(
@@ -258,7 +268,10 @@ def test_ctrl_c_ends_a_sustained_run_with_what_there_is() -> None:
     )
     try:
         assert child.stdout is not None and child.stdout.read(1) == "!"
-        time.sleep(7)
+        until = time.monotonic() + 60
+        while not measures(child.pid) and time.monotonic() < until:
+            time.sleep(0.1)
+        time.sleep(3)
         child.send_signal(signal.SIGINT)
         out, said = child.communicate(timeout=60)
     finally:
