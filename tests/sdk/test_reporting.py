@@ -5,6 +5,7 @@ import csv
 import functools
 import hashlib
 import io
+import itertools
 import json
 import re
 import zipfile
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -339,3 +341,50 @@ def test_the_wheel_has_what_it_draws_with(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as opened:
         names = {name.removeprefix("edgesdk/reporting/") for name in opened.namelist()}
     assert {"page.css", "charts.js", "vendor/d3.min.js", "vendor/plot.umd.min.js", "vendor/LICENSES.txt"} <= names
+
+
+# What reaches whom of linear red, green and blue: everybody, and who lacks one kind of cones (Machado, Oliveira and Fernandes 2009, severity 1).
+VISIONS = {
+    "all cones": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no long": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no middle": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "no short": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+THEMES = re.findall(r":root \{([^}]*)\}", (Path(reporting.__file__).parent / "page.css").read_text())
+
+
+def linear(colour: str) -> "np.ndarray[Any, Any]":
+    """Red, green and blue of #0072b2 as light adds up."""
+    whole = colour if len(colour) == 7 else "#" + "".join(2 * digit for digit in colour[1:])
+    parts = np.array([int(whole[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def lab(light: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """CIE 1976: as far apart as they look."""
+    x, y, z = np.cbrt(np.maximum(TO_XYZ @ np.clip(light, 0, 1) / [0.9505, 1, 1.089], 0.001))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2.2 counts it: 1 to 21."""
+    low, high = sorted(TO_XYZ[1] @ linear(colour) for colour in (one, other))
+    return float((high + 0.05) / (low + 0.05))
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "paper"])
+def test_what_is_drawn_stands_out_from_its_ground(theme: str) -> None:
+    """axe looks at text only, and not into pictures: 3 for lines and shapes, 4.5 for what is read."""
+    colours = dict(re.findall(r"--([\w]+): (#\w+)", theme))
+    least = {**dict.fromkeys(("ink", "soft", "link", "bad"), 4.5), **dict.fromkeys((f"c{n}" for n in range(6)), 3.0)}
+    assert {name: found for name, wanted in least.items() if (found := contrast(colours[name], colours["card"])) < wanted} == {}
+
+
+@pytest.mark.parametrize("vision", VISIONS)
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "paper"])
+def test_nobody_takes_one_line_for_another(theme: str, vision: str) -> None:
+    """A difference of 20 is seen at a glance. Dashes and shapes differ as well."""
+    seen = {name: lab(VISIONS[vision] @ linear(colour)) for name, colour in re.findall(r"--(c\d): (#\w+)", theme)}
+    assert len(seen) == 6
+    assert min(float(np.linalg.norm(seen[one] - seen[other])) for one, other in itertools.combinations(seen, 2)) > 20

@@ -127,7 +127,8 @@ def _facts(section: Section, rows: tuple[Row, ...]) -> str:
     first, *others = columns
     head = "".join(f'<th scope="col">{escape(shown(row.get(first.key), first.form))}</th>' for row in rows)
     body = "".join(
-        f'<tr><th scope="row">{escape(column.title)}</th>' + "".join(_cell(row.get(column.key), column) for row in rows) + "</tr>" for column in others
+        f'<tr><th scope="row">{escape(column.title)}</th>' + "".join(_cell(row.get(column.key), column, beside=True) for row in rows) + "</tr>"
+        for column in others
     )
     return _scrolled(section, f'<table class="facts"><thead><tr><th scope="col">{escape(first.title)}</th>{head}</tr></thead><tbody>{body}</tbody></table>')
 
@@ -141,11 +142,13 @@ def _side(column: Column) -> str:
     return "" if column.form in ("text", "time") else ' class="number"'
 
 
-def _cell(value: Any, column: Column) -> str:
+def _cell(value: Any, column: Column, *, beside: bool = False) -> str:
+    """``beside``: to the right of its title, and not below it among other numbers."""
     text = shown(value, column.form)
     if column.key == "digest":
         return f"<td><code>{escape(text[:19])}</code></td>"
-    side = _side(column) or (' class="long"' if len(text) > LONG else "")
+    side = "" if beside or isinstance(value, str) else _side(column)
+    side = side or (' class="long"' if len(text) > LONG else "")
     return f"<td{side}>{escape(text)}</td>"
 
 
