@@ -52,9 +52,9 @@ def test_what_others_take_is_told_and_what_belongs_to_it_is_not(tmp_path: Path) 
     assert watch.end().disturbed == []
     watch.begin()
     time.sleep(0.1)
-    processors(10.4, 1.1, 5.2)
+    processors(40.4, 9, 5.2)
     seen = watch.end()
-    assert 1 < seen.during["load"] <= 2
+    assert seen.during["load"] > 1
     assert [sentence.split("kept")[0].split("gave")[0] for sentence in seen.disturbed] == ["others ", "the hypervisor "]
 
 
