@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, ConfigDict, Field, PositiveInt
 
 from edge_agent import probe
 from edge_agent.bundle import digest_of
@@ -35,12 +35,14 @@ from edgesdk.results import Scenario
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Milliseconds = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0, le=1e9)]  # what is more is no measurement, and would overflow where means are taken
+Seconds = Annotated[float, Field(ge=0, le=1e9)]
+Rate = Annotated[float, Field(gt=0, le=1e12)]
 
 _PATIENCE_S = 60  # with what was told to stop
 _OPEN_S = 1800
 _SLOWEST_S = 600
-_MOST_WINDOWS, _MOST_SETTINGS = 100_000, 200
+_MOST_WINDOWS, _MOST_SETTINGS, _MOST_RUNS = 100_000, 200, 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class Wanted:
 def _checked_histogram(document: dict[str, Any]) -> dict[str, Any]:
     """With at least one latency in it. Raises ValueError."""
     found = Histogram.from_dict(document)
-    if not found.count or not 0 <= found.min_ns <= found.max_ns or found.sum_ns < 0:
+    if not 0 < found.count <= _MOST_RUNS or not 0 <= found.min_ns <= found.max_ns or found.sum_ns < 0:
         raise ValueError("a histogram without latencies")
     plain = found.to_dict()
     return {**plain, "buckets": [list(pair) for pair in plain["buckets"]]}
@@ -101,29 +103,29 @@ class Figures(Told):
     p50_ms: Milliseconds
     p90_ms: Milliseconds
     p99_ms: Milliseconds
-    throughput: PositiveFloat
+    throughput: Rate
     runs: PositiveInt
     warmup_runs: Count
     warmup_s: float
     steady: bool
-    load_ms: float | None = None
-    first_answer_ms: float | None = None
+    load_ms: Milliseconds | None = None
+    first_answer_ms: Milliseconds | None = None
     peak_bytes: Count | None = None
     state: Moments
     disturbed: tuple[Text, ...] = ()
     histogram: Annotated[dict[str, Any], AfterValidator(_checked_histogram)]
-    energy_j: float | None = None
+    energy_j: Annotated[float, Field(ge=0, le=1e9)] | None = None
 
 
 class Point(Told):
     """As `results.Window`."""
 
-    t_s: float
-    seconds: PositiveFloat
+    t_s: Seconds
+    seconds: Annotated[Seconds, Field(gt=0)]
     runs: PositiveInt
     p50_ms: Milliseconds
     p99_ms: Milliseconds
-    throughput: PositiveFloat
+    throughput: Rate
     mhz: float | None = None
     temperature_c: float | None = None
     load: float | None = None

@@ -36,7 +36,7 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Reply(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)  # what JSON has no word for, an agent does not send
 
     def to_dict(self) -> dict[str, Any]:
         """Fit for JSON."""

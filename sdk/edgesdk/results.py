@@ -9,6 +9,7 @@ A file is one JSON document. Keys that we do not know are passed over, a newer s
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -208,17 +209,24 @@ def read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ResultError(f"`{path}` is too large for a result", "give what `edgesdk bench … -o FILE.json` wrote")
-        document = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes(), parse_constant=_finite, parse_float=_finite)
     except OSError as error:
         raise ResultError(f"`{path}` cannot be read: {error.strerror}", "give what `edgesdk bench … -o FILE.json` wrote") from error
     except (ValueError, RecursionError) as error:
-        raise ResultError(f"`{path}` is no JSON", "give what `edgesdk bench … -o FILE.json` wrote") from error
+        raise ResultError(f"`{path}` is no JSON, or one with a number that is none", "give what `edgesdk bench … -o FILE.json` wrote") from error
     schema = document.get("schema") if isinstance(document, dict) else None
     if type(schema) is not int or schema < 1 or document.get("kind") not in get_args(Kind):
         raise ResultError(f"`{path}` is no result of edgesdk", "give what `edgesdk bench … -o FILE.json` wrote")
     if schema > SCHEMA:
         raise ResultError(f"`{path}` has the schema {schema}, this edgesdk knows {SCHEMA}", "update edgesdk")
     return dict(document)
+
+
+def _finite(text: str) -> float:
+    """NaN and what is too large are no numbers of JSON. Raises ValueError."""
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:

@@ -168,3 +168,11 @@ def test_a_file_that_cannot_be_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         replace(a_result(), seconds=math.nan).save(tmp_path / "x.json")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_a_number_that_is_none_is_no_result(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"schema": 1, "kind": "bench", "seconds": {number}}}')
+    with pytest.raises(ResultError, match="a number that is none"):
+        results.read(path)
