@@ -5,13 +5,14 @@ import shutil
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 DOCS = Path(__file__).parents[1] / "docs"
 SIZES = {400: 1500, 1400: 1900}  # of the page's top: width and height
 
 
 def main() -> None:
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         program = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
