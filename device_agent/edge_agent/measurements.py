@@ -64,6 +64,8 @@ def run(job: Job, session: Session, measurement: Measurement, home: Path, deploy
 
     def enter(stage: str) -> None:
         job.stage = stage
+        if session.stopping:  # said before there was a process to hear it
+            child.tell({"stop": True})
 
     what = f"the program that asked {measurement.name}" if measurement.name else "the process that ran the model"
     with deployments.driving(Child("measurer", blobs.home, home, what=what)) as child:

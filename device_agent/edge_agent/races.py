@@ -83,6 +83,8 @@ class Session:
     blobs: Blobs
     used: float
     child: Child | None = None  # while it races
+    stopping: bool = False  # what is measured is to end early, or has not begun and is to be short
+    ended: bool = False  # its host said so: what still waits for its turn is not begun
 
 
 class Races:
@@ -115,10 +117,10 @@ class Races:
         if "model" in document:
             look = parse_look(document)
             _check_there(session, *look.model.values(), look.feeds)
-            return self._deployments.in_turn(f"look {name}", lambda _: self._look(session, look))
+            return self._deployments.in_turn(f"look {name}", lambda _: self._look(_there(session), look))
         race = parse(document)
         _check_there(session, *race.before.values(), *race.after.values(), race.feeds)
-        return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, session, race))
+        return self._deployments.in_turn(f"race {name}", lambda job: self._run(job, _there(session), race))
 
     def stream(self, name: str, document: Mapping[str, Any]) -> Callable[[socket.socket], None]:
         """Have a process of its own open a model whose files were put there, and answer on a connection until that ends: see `answering`.
@@ -158,11 +160,17 @@ class Races:
         """Start the measurement of one model as a job. Raises as `start` does."""
         session, wanted = self._entered(name, new=False), measurements.parse(document)
         _check_there(session, *wanted.files)
-        return self._deployments.in_turn(f"measurement {name}", lambda job: measurements.run(job, session, wanted, self._home, self._deployments))
+        session.stopping = False
+        return self._deployments.in_turn(f"measurement {name}", lambda job: measurements.run(job, _there(session), wanted, self._home, self._deployments))
 
     def stop(self, name: str) -> bool:
-        """Have a measurement under way end with what there is. Whether one was. Raises UnknownRace."""
-        child = self._entered(name, new=False).child
+        """Have a measurement end with what there is, one that waits or loads as soon as it has measured anything. Whether one was under way.
+
+        Raises UnknownRace.
+        """
+        session = self._entered(name, new=False)
+        session.stopping = True
+        child = session.child
         if child is None:
             return False
         child.tell({"stop": True})
@@ -174,6 +182,7 @@ class Races:
             session = self._sessions.pop(name, None)
         if session is None:
             return 0
+        session.ended = True
         child = session.child
         if child is not None:
             child.cancel()
@@ -244,6 +253,13 @@ class Races:
                 return {"failed": {"model": None, "message": str(error), "hint": error.hint}}
             finally:
                 session.child, session.used = None, time.monotonic()
+
+
+def _there(session: Session) -> Session:
+    """Raises StoreError where it ended while this waited for its turn."""
+    if session.ended:
+        raise StoreError("the session ended before it was its turn", "measure again")
+    return session
 
 
 def _check_there(session: Session, *blobs: Descriptor) -> None:

@@ -158,16 +158,48 @@ def test_a_session_that_ends_ends_its_measurement_and_an_active_model_may_go_mea
     assert "the program that asked gone was killed" in agent.job(started, timeout_s=20)["result"]["failed"]["message"]
 
 
-@pytest.mark.e2e
-def test_a_measurement_whose_host_is_gone_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measurements, "_FORSAKEN_S", 2.0)
-    monkeypatch.setattr(measurements, "_LOOK_S", 0.1)
+def put_into(tmp_path: Path) -> tuple[Races, Deployments]:
+    """Without an agent around them."""
     store, journal = Store(tmp_path), Journal(tmp_path)
     deployments = Deployments(tmp_path, store, Models(tmp_path, store, journal, Limits(), Zygote(tmp_path)), journal)
     races = Races(tmp_path, deployments)
     races.missing(SESSION, [])
     for data in (layers(2), packed(X)):
         races.blobs(SESSION).receive(digest_of(data), len(data), 0, [data])
+    return races, deployments
+
+
+@pytest.mark.e2e
+def test_one_that_waits_for_its_turn_when_it_is_told_to_stop_is_short(tmp_path: Path) -> None:
+    races, deployments = put_into(tmp_path)
+    try:
+        with deployments._holding(Job("activate x")):
+            job = races.measure(SESSION, document(wanted={"limit_s": 3600}))
+            assert races.stop(SESSION) is False
+        assert job.ended.wait(60) and job.result is not None
+        assert job.result["stopped"] is True and job.result["restart"]["runs"] >= FEWEST
+        again = races.measure(SESSION, document())
+        assert again.ended.wait(60) and again.result is not None and again.result["stopped"] is False
+    finally:
+        deployments.close()
+
+
+def test_one_whose_session_ended_while_it_waited_for_its_turn_is_not_begun(tmp_path: Path) -> None:
+    races, deployments = put_into(tmp_path)
+    with deployments._holding(Job("activate x")):
+        job = races.measure(SESSION, document(wanted={"limit_s": 3600}))
+        races.end(SESSION)
+    assert job.ended.wait(20) and job.error is not None
+    assert "the session ended" in job.error["message"]
+    assert not (tmp_path / "races" / SESSION).exists()
+    deployments.close()
+
+
+@pytest.mark.e2e
+def test_a_measurement_whose_host_is_gone_ends_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measurements, "_FORSAKEN_S", 2.0)
+    monkeypatch.setattr(measurements, "_LOOK_S", 0.1)
+    races, deployments = put_into(tmp_path)
     try:
         job = races.measure(SESSION, document(wanted={"limit_s": 3600}))
         assert job.ended.wait(60) and job.result is not None
