@@ -123,7 +123,7 @@ def _level(part: Sequence[Window]) -> Level:
     inner = part[1:-1] if len(part) > 4 else part
     return Level(
         from_s=part[0].t_s,
-        to_s=part[-1].t_s + part[-1].seconds,
+        to_s=round(part[-1].t_s + part[-1].seconds, 3),
         p50_ms=max(float(np.median([one.p50_ms for one in inner])), _SHORTEST_MS),
         p99_ms=max(float(np.median([one.p99_ms for one in inner])), _SHORTEST_MS),
         throughput=sum(one.throughput * one.seconds for one in inner) / sum(one.seconds for one in inner),
