@@ -29,6 +29,8 @@ def check(path: Path, profile: Profile, output: Path) -> None:
         raise ProfileError(f"`{output.name}` is no name of a profile's file", "for a model it is a profile that is written: `-o tuned.toml`")
     if output.stem == profile.name:
         raise ProfileError(f"a profile cannot extend itself, and `{output.name}` would extend `{profile.name}`", "give it another name")
+    if output.is_dir():
+        raise ProjectError(f"`{output}` is a folder", "name the file that is to be written")
     if not output.absolute().parent.is_dir():
         raise ProjectError(f"there is no folder `{output.absolute().parent}`", "make it, or write elsewhere")
     if profile.name not in profiles.names() and not output.with_name(f"{profile.name}.toml").is_file():
@@ -52,9 +54,12 @@ def difference(path: Path, run: Run) -> str | None:
 
 
 def write(path: Path, output: Path, before: Profile, after: Profile, evidence: dict[str, Any], signer: Signer | None) -> None:
-    """``evidence`` joins what was measured of a bundle, under `tuned`. A profile that is there is replaced. Raises BundleError, SigningError."""
+    """``evidence`` joins what was measured of a bundle, under `tuned`. A profile that is there is replaced. Raises BundleError, SigningError, ProjectError."""
     if path.suffix == ".onnx":
-        output.write_text(to_toml(before, after, evidence), encoding="utf-8")
+        try:
+            output.write_text(to_toml(before, after, evidence), encoding="utf-8")
+        except OSError as error:
+            raise ProjectError(f"`{output}` cannot be written: {error.strerror}", "write elsewhere: what was measured is remembered") from error
         return
     with Layout.open(path) as layout:
         (manifest,) = layout.manifests().values()

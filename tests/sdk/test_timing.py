@@ -244,6 +244,15 @@ def test_what_a_malicious_device_says_of_its_settings_steers_no_terminal() -> No
     assert told.about.settings == {"\\x1b]0;": ["\\x9b2J", {"deep": ["[[['x']]]"]}, 3, None]}
 
 
+@pytest.mark.parametrize("argv", [["bench", "local", str(MODEL)], ["compare", str(MODEL), str(MODEL)], ["evaluate", str(MODEL), "--against", str(MODEL)]])
+def test_a_result_gets_a_name_by_which_compare_knows_it_before_the_long_work(tmp_path: Path, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*argv, "-o", "result.txt"])
+    assert done.exit_code == 1
+    assert "`result.txt` is no name of a result" in done.output
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_table_and_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "RESTART_S", 0.2)
     done = CliRunner().invoke(app, ["bench", "local", str(MODEL), "--limit-s", "1", "-o", str(tmp_path / "x.json")])

@@ -320,11 +320,21 @@ def test_options_of_providers_are_written_too(tmp_path: Path) -> None:
         ("x86-cpu.toml", "cannot extend itself"),
         ("Fast!.toml", "is no name"),
         ("no/fast.toml", "there is no folder"),
+        ("folder.toml", "is a folder"),
     ],
 )
 def test_what_cannot_be_written_is_said_before_the_long_work(tmp_path: Path, output: str, words: str) -> None:
+    (tmp_path / "folder.toml").mkdir()
     with pytest.raises((ProfileError, ProjectError), match=words):
         tune(MODEL, X86, output=tmp_path / output)
+
+
+def test_a_profile_that_cannot_be_written_after_all_is_a_sentence(tmp_path: Path, quick: Callable[[dict[str, float]], None]) -> None:
+    quick({"memory_arena=False": 1.3})
+    found = tune(MODEL, X86)
+    (tmp_path / "made-meanwhile.toml").mkdir()
+    with pytest.raises(ProjectError, match="cannot be written"):
+        repackaging.write(MODEL, tmp_path / "made-meanwhile.toml", X86, knobs.applied(X86, found.settings), found.to_dict(), None)
 
 
 def test_a_profile_of_ones_own_has_to_lie_beside(tmp_path: Path) -> None:

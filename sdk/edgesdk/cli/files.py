@@ -19,6 +19,13 @@ def check(path: Path, *, makes_folders: bool = False) -> None:
         raise ProjectError(f"`{path}` cannot be written", "write elsewhere, or see to its permissions")
 
 
+def check_result(path: Path) -> None:
+    """The same of a result, under a name by which `compare` knows it from a model."""
+    if path.suffix != ".json":
+        raise ProjectError(f"`{path}` is no name of a result", "give one that ends in .json")
+    check(path)
+
+
 def check_recipe(path: Path) -> None:
     """The same of a recipe to be kept, under a name that `--recipe` reads."""
     if path.suffix != ".toml":

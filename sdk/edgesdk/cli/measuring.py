@@ -62,7 +62,7 @@ def bench(
         raise ProjectError("--despite and --room are for --baseline", "name the earlier result: `--baseline main.json`")
     before = results.load(baseline) if baseline is not None else None
     if output is not None:
-        files.check(output)
+        files.check_result(output)
     with progress() as tell:
         found = timing.bench(
             host,
@@ -218,7 +218,7 @@ def compare(
     if not given and len(hosts) < 2 and (despite or room is not None):
         raise ProjectError("--despite and --room are for results of `bench`", "models that are compared now run under the same conditions")
     if output is not None:
-        files.check(output)
+        files.check_result(output)
     found: Comparison | Judged
     with progress() as tell:
         if given:
