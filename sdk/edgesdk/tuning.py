@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from edge_agent import bundle, probe
 from edgesdk import comparison, device, graph, knobs, profiles, race, remote, repackaging, sampling
@@ -341,7 +341,7 @@ class Search:
         """From the ledger, or measured and written there; a change that does not run is a measurement, too. Raises ModelError."""
         what, begin = knobs.key_of(change), time.monotonic()
         known = self._ledger.get(phase, what, index)
-        if known is None:
+        if known is None or not _readable(known):
             try:
                 found = self._measure(knobs.applied(self._profile, change), default_first)
                 known = asdict(found)
@@ -350,7 +350,7 @@ class Search:
             self._ledger.add(phase, what, index, known)
             self._costs.append(time.monotonic() - begin)
         if "failed" in known:
-            raise ModelError(known["failed"])
+            raise ModelError(str(known["failed"]))
         return _RACED.validate_python(known)
 
     def _entry(self, change: Change) -> Entry:
@@ -358,6 +358,14 @@ class Search:
 
 
 _RACED = TypeAdapter(Raced)
+
+
+def _readable(known: Any) -> bool:
+    """Not so what an edgesdk of another version remembered otherwise, or what is damaged: that is measured again."""
+    try:
+        return isinstance(known, dict) and ("failed" in known or bool(_RACED.validate_python(known)))
+    except ValidationError:
+        return False
 
 
 def _tried(entry: Entry) -> Tried:

@@ -69,6 +69,18 @@ def test_what_is_faster_together_is_found_and_confirmed(tmp_path: Path) -> None:
     assert notes["graph_optimization none"] == "does not run: no such luck"
 
 
+@pytest.mark.parametrize("damage", ["measured", {"speedup": 1.2}, 5, None])
+def test_what_an_edgesdk_of_another_version_remembered_is_measured_again(tmp_path: Path, damage: Any) -> None:
+    factors = {"memory_arena=False": 1.2}
+    searched(tmp_path, factors)
+    ledger = tmp_path / "l.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    ledger.write_text("".join(json.dumps({**line, "measured": damage} if "phase" in line else line) + "\n" for line in lines))
+    again = searched(tmp_path, factors)
+    assert again["settings"] == {"memory_arena": False}
+    assert again["measured"] == len(lines) - 1
+
+
 def test_what_only_looked_faster_is_not_chosen(tmp_path: Path) -> None:
     found = searched(tmp_path, {}, noise=0.05)
     assert found["candidate"]
