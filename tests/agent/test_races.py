@@ -395,7 +395,14 @@ def test_a_file_that_is_gone_meanwhile_is_a_sentence(tmp_path: Path, deployments
     races.blobs(SESSION).receive(digest_of(feeds), len(feeds), 0, [feeds])
     with deployments._holding(Job("activate x")):
         job = races.start(SESSION, asked)
-        races.end(SESSION)
+        races.blobs(SESSION).path(digest_of(model)).unlink()
     assert job.ended.wait(20)
     assert job.error is not None
     assert "did the session end meanwhile?" in job.error["hint"]
+    with deployments._holding(Job("activate x")):
+        races.blobs(SESSION).receive(digest_of(model), len(model), 0, [model])
+        job = races.start(SESSION, asked)
+        races.end(SESSION)
+    assert job.ended.wait(20)
+    assert job.error is not None
+    assert job.error["message"] == "the session ended before it was its turn"
