@@ -42,7 +42,7 @@ Rate = Annotated[float, Field(gt=0, le=1e12)]
 _PATIENCE_S = 60  # with what was told to stop
 _OPEN_S = 1800
 _SLOWEST_S = 600
-_MOST_WINDOWS, _MOST_SETTINGS, _MOST_RUNS = 100_000, 200, 1 << 53
+_MOST_WINDOWS, _MOST_SETTINGS, _MOST_RUNS = 10_000, 200, 1 << 53
 
 
 @dataclass(frozen=True, slots=True)
