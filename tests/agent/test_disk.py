@@ -114,8 +114,9 @@ def test_a_disk_that_turned_read_only_is_a_sentence_and_what_was_active_answers_
             failed = agent.rollback("toy")
             assert (failed["state"], "read-only" in failed["error"]["message"].lower()) == ("failed", True), failed
             assert answered(agent) == 8
-            os.kill(agent.worker("toy"), signal.SIGKILL)
-            wait_until(lambda: agent.model("toy")["state"] == "active" and answered(agent) == 8)
+            os.kill(worker := agent.worker("toy"), signal.SIGKILL)
+            wait_until(lambda: (now := agent.model("toy"))["state"] == "active" and now["pid"] not in (None, worker))
+            assert answered(agent) == 8
             assert agent.verb("status")["models"][0]["release"] == "2"
         subprocess.run(["umount", "-l", disk], check=True)
         subprocess.run(["fsck.ext4", "-fy", disk.with_name("image")], check=False, capture_output=True)
