@@ -36,12 +36,15 @@ class Scrub:
         """In a thread of its own, when a day has passed."""
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + _EVERY_S
-            threading.Thread(target=self.one, name="scrub", daemon=True).start()
+            threading.Thread(target=self._least_urgently, name="scrub", daemon=True).start()
+
+    def _least_urgently(self) -> None:
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_URGENT)
+        self.one()
 
     def one(self) -> None:
         """The next blob. Raises OSError."""
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LEAST_URGENT)
         blob = self._next()
         if blob is None:
             return
