@@ -110,3 +110,27 @@ def test_a_deploy_that_is_interrupted_anywhere_is_finished_by_the_next(folder: P
     finally:
         stop = str(folder / "agent" / "bin" / "edge-agent")
         subprocess.run([stop, "stop"], check=False, timeout=60)
+
+
+# Presses Ctrl-C while onnxruntime's own library is being started, which takes longer than that.
+WITHIN = """
+import os, signal, sys, time
+def profile(frame, event, function):
+    if event == "c_call" and function.__name__ == "create_dynamic":
+        sys.setprofile(None)
+        if not os.fork():
+            time.sleep(0.005)
+            os.kill(os.getppid(), signal.SIGINT)
+            os._exit(0)
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "onnxruntime.capi.onnxruntime_pybind11_state":
+            sys.setprofile(profile)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+def test_within_the_start_of_a_library_it_waits_for_its_end(folder: Path) -> None:
+    digits.write(folder)
+    child = subprocess.run([sys.executable, "-c", WITHIN + START, "check", "model.onnx", "-p", "x86-cpu"], capture_output=True, text=True, check=False)
+    assert (child.returncode, child.stderr.splitlines()) == (130, ["interrupted"])
