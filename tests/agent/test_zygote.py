@@ -63,6 +63,7 @@ def test_where_a_model_waits_the_agent_begins_by_forking_it(agent: Agent, tmp_pa
     assert not any("agent.lock" in file or "agent.log" in file for file in open_there)
     wait_until(lambda: answers(agent, "one"))
     os.kill(before, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{before}").exists())
     wait_until(lambda: answers(agent, "one"))
     assert agent.zygote() != before
 
