@@ -54,9 +54,11 @@ def archives(
         nonlocal known
         here = known if known is not None else parse(Held, device.bootstrap("held", *(digest for _, digest, _, _ in stages)), device.host).held
         known = None  # after a cut it has to be asked
-        left = [(stage, digest, size, source, min(here.get(digest, 0), size)) for stage, digest, size, source in stages]
+        offsets = {digest: here.get(digest, 0) for _, digest, _, _ in stages}  # above its size: it is unpacked there
+        left = [(stage, digest, size, source, min(offsets[digest], size)) for stage, digest, size, source in stages]
         device.arrived = sum(offset for *_, offset in left)
-        asked = [word for _, digest, size, _, offset in left if offset < size for word in (digest, str(size), str(offset))]
+        # One that is all there is asked for nonetheless: it may have died before it checked that.
+        asked = [word for _, digest, size, _, offset in left if offsets[digest] <= size for word in (digest, str(size), str(offset))]
         device.bootstrap("receive", *asked, "then", *then, stdin=stream(left))
 
     def stream(left: list[tuple[str, str, int, bytes | Path, int]]) -> Iterator[bytes]:

@@ -460,8 +460,8 @@ class SetUp:
         digest = digest_of(data)
         _, _, reply = self.ask("held", digest)
         assert "held" in reply, reply
-        held = min(reply["held"][digest], len(data))
-        if held == len(data):  # it is unpacked already
+        held = reply["held"][digest]
+        if held > len(data):  # it is unpacked already
             return False, [], {}
         return self.ask("receive", digest, str(len(data)), str(held), stdin=data[held:], armed=armed)
 

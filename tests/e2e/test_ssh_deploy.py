@@ -79,6 +79,19 @@ def test_the_agent_outlives_the_connection(bench: Bench, tmp_path: Path) -> None
         assert again.status().models[0].state == "active"
 
 
+def test_an_archive_that_is_all_there_and_was_never_checked_is_finished(bench: Bench, tmp_path: Path) -> None:
+    """The power failed between its last byte and its name: an earlier set-up's last words, and no reason for the next one to fail."""
+    pi = bench.start()
+    with device.connect("pi") as there:
+        archive = setting_up.plan_set_up(there.facts()).agent
+    assert archive is not None
+    part = pi.agent_home / "setup" / f"{archive.digest[len('sha256:') :]}.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(archive.data)
+    assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
+    assert not part.exists()
+
+
 def test_what_a_login_shell_prints_does_no_harm(bench: Bench, tmp_path: Path) -> None:
     pi = bench.start(login_shell="bash")
     (pi.home / ".bashrc").write_text("echo 'Welcome to this device!'; printf 'no line end'; echo noise >&2\n")
