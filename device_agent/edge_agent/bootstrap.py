@@ -183,7 +183,8 @@ def receive(home: Path, digest: str, size: int, offset: int) -> None:
                 state.update(chunk)
         if "sha256:" + state.hexdigest() != digest:
             incoming.unlink()
-            raise BootstrapError(f"what arrived is not {digest[:19]}: its content has another digest", "try again")
+            # What was there before this attempt may be to blame: bytes that a power cut left empty.
+            raise BootstrapError(f"what arrived is not {digest[:19]}: its content has another digest", "try again", again=offset > 0)
         os.replace(incoming, target)
         sync(target.parent)
 

@@ -79,7 +79,8 @@ def test_the_agent_outlives_the_connection(bench: Bench, tmp_path: Path) -> None
         assert again.status().models[0].state == "active"
 
 
-def test_an_archive_that_is_all_there_and_was_never_checked_is_finished(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_archive_that_is_all_there_and_was_never_checked_is_finished(bench: Bench, tmp_path: Path, damaged: bool) -> None:
     """The power failed between its last byte and its name: an earlier set-up's last words, and no reason for the next one to fail."""
     pi = bench.start()
     with device.connect("pi") as there:
@@ -87,7 +88,7 @@ def test_an_archive_that_is_all_there_and_was_never_checked_is_finished(bench: B
     assert archive is not None
     part = pi.agent_home / "setup" / f"{archive.digest[len('sha256:') :]}.part"
     part.parent.mkdir(parents=True)
-    part.write_bytes(archive.data)
+    part.write_bytes(bytes(len(archive.data)) if damaged else archive.data)
     assert deploying.attempt("pi", write_bundle(tmp_path / "b")).outcome == "active"
     assert not part.exists()
 
