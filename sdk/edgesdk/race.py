@@ -253,21 +253,22 @@ class Racer:
 
 def send(there: Device, session: str, contents: Mapping[str, bytes], progress: Progress = silent) -> None:
     """Files by their digests into a session of the device, which begins with that. A connection that breaks is opened again."""
+    there.persistently(lambda: send_once(there, session, contents, progress, "send candidates"))
 
-    def work() -> None:
-        missing = there.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=session)
-        lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
-        there.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
 
-        def chunks() -> Iterator[bytes]:
-            for done, (blob, offset) in enumerate(lacking):
-                progress("send candidates", done, len(lacking))
-                yield from sending.pieces(contents[blob.digest], offset)
+def send_once(there: Device, session: str, contents: Mapping[str, bytes], progress: Progress, stage: str) -> None:
+    """The same over the connection that there is: for who opens it again with more than that. ``stage``: what the progress is called."""
+    missing = there.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=session)
+    lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
+    there.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
 
-        if lacking:
-            there.put(lacking, chunks(), race=session)
+    def chunks() -> Iterator[bytes]:
+        for done, (blob, offset) in enumerate(lacking):
+            progress(stage, done, len(lacking))
+            yield from sending.pieces(contents[blob.digest], offset)
 
-    there.persistently(work)
+    if lacking:
+        there.put(lacking, chunks(), race=session)
 
 
 def packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) -> bytes:

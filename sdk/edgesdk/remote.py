@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from edge_agent import answering, frames, probe, protocol, worker
-from edge_agent.bundle import BundleError, Descriptor, digest_of, to_json
+from edge_agent.bundle import BundleError, digest_of, to_json
 from edge_agent.worker import SessionError
-from edgesdk import device, race, sending
+from edgesdk import device, race
 from edgesdk.device import Device
 from edgesdk.errors import ConnectionFailed, DeviceError, EdgeSDKError, ModelError
 from edgesdk.graph import Array, Feeds
@@ -102,18 +102,7 @@ class _Session:
 
     def send(self) -> None:
         """What the device lacks of them."""
-        contents = self._contents
-        missing = self._device.missing([Descriptor(digest, len(data)) for digest, data in contents.items()], race=self.name)
-        lacking = [(Descriptor(entry.digest, len(contents[entry.digest])), min(entry.offset, len(contents[entry.digest]))) for entry in missing]
-        self._device.arrived = sum(map(len, contents.values())) - sum(blob.size - offset for blob, offset in lacking)
-
-        def chunks() -> Iterator[bytes]:
-            for done, (blob, offset) in enumerate(lacking):
-                self._progress("send the model", done, len(lacking))
-                yield from sending.pieces(contents[blob.digest], offset)
-
-        if lacking:
-            self._device.put(lacking, chunks(), race=self.name)
+        race.send_once(self._device, self.name, self._contents, self._progress, "send the model")
 
 
 class Remote:
