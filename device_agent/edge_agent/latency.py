@@ -66,6 +66,18 @@ def measure(run: Callable[[], object], *, runs: int, warmup: int) -> list[int]:
     return times
 
 
+def side_by_side(
+    before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, spinning: bool, most: int, limit_s: float, warmup: int = 5
+) -> tuple[list[tuple[int, int]], int]:
+    """Nanoseconds of two programs, next to each other, and how many runs of each at least were warm-up.
+
+    ``spinning``: threads of one of the two wait busily after a run, so single runs of the other would compete with them for the cores.
+    """
+    if spinning:
+        return blocks(before, after, feeds, most=most, limit_s=limit_s), 1
+    return pairs(before, after, feeds, warmup=warmup, most=most, limit_s=limit_s), warmup
+
+
 def pairs(
     before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, warmup: int, most: int, limit_s: float
 ) -> list[tuple[int, int]]:

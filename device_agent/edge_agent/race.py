@@ -18,7 +18,6 @@ from edge_agent.bundle import BundleError
 from edge_agent.protocol import ProtocolError
 from edge_agent.worker import Array, ProviderMissing, Session, SessionError
 
-_WARMUP = 5
 _MOST_PAIRS = 200
 _MEMBER = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 
@@ -44,8 +43,7 @@ def serve(folder: Path, _home: Path, descriptor: int) -> int:
             before, after, feeds = opened(sock, folder, **arguments)
             frames.send(sock, {"result": {}})
             question, _ = frames.receive(sock)
-            alike = arguments["profiles"][0] == arguments["profiles"][1]
-            frames.send(sock, {"result": race(before, after, feeds, in_blocks=not alike, **question["arguments"])})
+            frames.send(sock, {"result": race(before, after, feeds, **question["arguments"])})
             frames.receive(sock)
         except ModelFailed as failed:
             frames.send(sock, {"result": {"failed": {"model": failed.model, "message": str(failed), "hint": failed.hint}}})
@@ -81,18 +79,15 @@ def opened(
     return sessions[0], sessions[1], questions
 
 
-def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS, in_blocks: bool = False) -> dict[str, Any]:
-    """Raw pairs in nanoseconds, and on what they were run; ``in_blocks`` where one's waiting threads would hold up the other. Raises ModelFailed."""
+def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS) -> dict[str, Any]:
+    """Raw pairs in nanoseconds, and on what they were run. Raises ModelFailed."""
     import onnxruntime
 
-    runs = _runner("before", before), _runner("after", after)
-    if in_blocks:
-        times = latency.blocks(*runs, feeds, most=most, limit_s=limit_s)
-    else:
-        times = latency.pairs(*runs, feeds, warmup=_WARMUP, most=most, limit_s=limit_s)
+    spinning = before.spins or after.spins
+    times, warmup = latency.side_by_side(_runner("before", before), _runner("after", after), feeds, spinning=spinning, most=most, limit_s=limit_s)
     return {
         "pairs_ns": times,
-        "warmup": _WARMUP,
+        "warmup": warmup,
         "before": {"provider": before.providers[0], "nodes": before.nodes, "threads": before.threads},
         "after": {"provider": after.providers[0], "nodes": after.nodes, "threads": after.threads},
         "threads": before.threads,

@@ -69,6 +69,7 @@ class Session:
     nodes: str
     placed: tuple[Node, ...] | None  # the same, node by node; None where onnxruntime does not tell
     threads: int  # within an operator
+    spins: bool  # its threads wait busily for the next run, for some 25 ms
     _handle: Any
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] = ()) -> dict[str, Array]:
@@ -111,7 +112,8 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
         taken,
         placement.in_words(placed, taken),
         placed,
-        wanted or len(os.sched_getaffinity(0)),
+        threads := wanted or len(os.sched_getaffinity(0)),
+        _spins(profile.get("runtime", {}), threads),
         handle,
     )
 
@@ -246,6 +248,11 @@ def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool
     if not optimize:
         options.graph_optimization_level = levels.ORT_DISABLE_ALL
     return options
+
+
+def _spins(runtime: Mapping[str, Any], threads: int) -> bool:
+    several = threads > 1 or (runtime.get("execution") == "parallel" and int(runtime.get("inter_op_threads", 1)) != 1)
+    return several and bool(runtime.get("allow_spinning", True))
 
 
 def _chosen(runtime: Mapping[str, Any], key: str, values: Mapping[str, Any]) -> Any:

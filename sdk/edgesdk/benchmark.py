@@ -2,8 +2,8 @@
 
     compare(original.run, result.run, feeds).speedup
 
-Alone, a latency on a shared machine means little; the ratio of two runs next to each other does. So the two alternate, in
-random order within each pair, and what is told is the median of the pairs' ratios with its interval.
+Alone, a latency on a shared machine means little; the ratio of two runs next to each other does. So the two alternate, run by run or
+in blocks of runs, in random order within each pair, and what is told is the median of the pairs' ratios with its interval.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edge_agent.latency import pairs
+from edge_agent.latency import side_by_side
 
 Feed = TypeVar("Feed")
 
@@ -40,10 +40,14 @@ class Paired:
 
 
 def compare(
-    before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, warmup: int = 5, most: int = 200, limit_s: float = 6
+    before: Callable[[Feed], object], after: Callable[[Feed], object], feeds: Sequence[Feed], *, spinning: bool = False, most: int = 200, limit_s: float = 6
 ) -> Paired:
-    """Time both on the same feeds, at least 20 pairs, at most ``most``, and about ``limit_s`` seconds."""
-    return summary(pairs(before, after, feeds, warmup=warmup, most=most, limit_s=limit_s), warmup)
+    """Time both on the same feeds, at most ``most`` pairs, and about ``limit_s`` seconds.
+
+    A pair is a run of each, of which there are 20 at least; where threads of one of the two wait busily after a run (``spinning``), it is
+    the medians of a block of runs of each, and there are 5 at least.
+    """
+    return summary(*side_by_side(before, after, feeds, spinning=spinning, most=most, limit_s=limit_s))
 
 
 def summary(times: Sequence[tuple[int, int]], warmup: int) -> Paired:

@@ -53,7 +53,7 @@ def race_here(profile: Profile, feeds: Sequence[Feeds]) -> Race:
 
     def race(before: Model, after: Model, limit_s: float) -> Paired:
         with _opened(before, profile) as first, _opened(after, profile) as second:
-            return compare(first.run, second.run, feeds, limit_s=limit_s)
+            return compare(first.run, second.run, feeds, spinning=first.spins or second.spins, limit_s=limit_s)
 
     return race
 

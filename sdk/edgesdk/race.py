@@ -112,7 +112,7 @@ class Here:
         (folder / "feeds.npz").write_bytes(packed(feeds, self._inputs))
 
     def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
-        """``profiles``: for each model one of its own; then the two run in blocks. Raises ModelError where one of the two does not run here."""
+        """``profiles``: for each model one of its own. Raises ModelError where one of the two does not run here."""
         first, second = profiles or (self._profile, self._profile)
         question = {"before": self._laid_out(before, first), "after": self._laid_out(after, second), "feeds": "feeds.npz", "inputs": self._inputs}
         run_as = [first.to_dict(), second.to_dict()]
@@ -182,9 +182,9 @@ class Racer:
         return self.device.status().agent.onnxruntime or ""
 
     def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
-        """Time both for about ``limit_s`` seconds, and at least 20 pairs. What the device has of an earlier race is not sent again.
+        """Time both for about ``limit_s`` seconds, as `benchmark.compare` does. What the device has of an earlier race is not sent again.
 
-        ``profiles``: for each model one of its own, instead of the one that was given; then the two run in blocks, of which there are at least 5 pairs.
+        ``profiles``: for each model one of its own, instead of the one that was given.
 
         Raises ModelError where the second model does not run there, DeviceError where the first does not or the device fails,
         and ConnectionFailed.

@@ -123,3 +123,16 @@ def test_blocks_are_the_medians_of_one_program_after_the_other(monkeypatch: pyte
         assert found == [(2_000_000, 1_000_000)] * latency.FEWEST_BLOCKS
         changes = sum(ran[at] != ran[at + 1] for at in range(len(ran) - 1))
         assert changes == latency.FEWEST_BLOCKS  # a b | b a | a b …: one within each pair, none between
+
+
+def test_only_where_no_thread_spins_single_runs_alternate() -> None:
+    from edge_agent.latency import FEWEST_BLOCKS, FEWEST_PAIRS, side_by_side
+
+    ran: dict[bool, list[str]] = {True: [], False: []}
+    for spinning in (False, True):
+        noted = ran[spinning].append
+        times, warmup = side_by_side(lambda _, n=noted: n("a"), lambda _, n=noted: n("b"), [None], spinning=spinning, most=3, limit_s=0)
+        assert len(times) == (FEWEST_BLOCKS if spinning else FEWEST_PAIRS)
+        assert warmup == (1 if spinning else 5)
+    turns = {spinning: sum(names[at] != names[at + 1] for at in range(len(names) - 1)) for spinning, names in ran.items()}
+    assert turns[True] == FEWEST_BLOCKS and turns[False] >= FEWEST_PAIRS

@@ -33,6 +33,21 @@ def test_a_session_says_what_it_is_and_runs(tmp_path: Path) -> None:
     assert session.run({"x": np.ones((1, 4), np.float32)})["y"].tolist() == [[8.0, 8.0, 8.0]]
 
 
+@pytest.mark.parametrize(
+    ("runtime", "spins"),
+    [
+        ({"intra_op_threads": 1}, False),
+        ({"intra_op_threads": 2}, True),
+        ({"intra_op_threads": 2, "allow_spinning": False}, False),
+        ({"intra_op_threads": 1, "inter_op_threads": 2}, False),  # of no use without `parallel`
+        ({"intra_op_threads": 1, "inter_op_threads": 2, "execution": "parallel"}, True),
+    ],
+)
+def test_it_is_known_whether_threads_wait_busily(tmp_path: Path, runtime: dict[str, Any], spins: bool) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear())
+    assert open_session(tmp_path, {**CPU_PROFILE, "runtime": runtime}).spins is spins
+
+
 @pytest.mark.parametrize("options", [{"threads": 2}, {"optimize": False}])
 def test_threads_and_optimisation_are_the_callers_choice(tmp_path: Path, options: dict[str, Any]) -> None:
     session = opened(tmp_path, linear(), **options)

@@ -47,7 +47,7 @@ def test_against_itself_a_bigger_one_and_broken_ones(bench: Bench, tmp_path: Pat
     with racing("pi", X86, X) as racer:
         same = racer.race(small, small, limit_s=1)
         assert same.low < 1.1 and same.high > 0.9
-        assert same.runs >= 20 and same.providers == ("CPUExecutionProvider",) * 2
+        assert same.runs >= 5 and same.providers == ("CPUExecutionProvider",) * 2
         slower = racer.race(small, big, limit_s=1)
         assert slower.high < 0.7
         faster = racer.race(big, small, limit_s=1)
@@ -93,7 +93,7 @@ def test_a_bare_device_is_set_up_first(bench: Bench) -> None:
     bench.start()
     with racing("pi", X86, X) as racer:
         assert racer.facts.agent is None
-        assert racer.race(products(2), products(3), limit_s=0.2).runs >= 20
+        assert racer.race(products(2), products(3), limit_s=0.2).runs >= 5
 
 
 def test_a_connection_that_is_cut_is_opened_again(bench: Bench) -> None:
@@ -109,7 +109,7 @@ def test_a_connection_that_is_cut_is_opened_again(bench: Bench) -> None:
                 f"  UserKnownHostsFile {bench.known_hosts}\n"
             )
         with racing("cut", X86, X) as racer:
-            assert racer.race(first, second, limit_s=0.3).runs >= 20
+            assert racer.race(first, second, limit_s=0.3).runs >= 5
     assert cutter.connections == 2
     assert list((pi.agent_home / "races").iterdir()) == []
 
