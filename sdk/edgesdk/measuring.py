@@ -226,6 +226,12 @@ def served(host: str, name: str, feeds: Mapping[str, NDArray[Any]] | None, progr
         contents.append(race.packed([feeds], list(feeds)))
         document |= {"feeds": race.described(contents[0]), "inputs": list(feeds)}
     with device.connect(host) as connected:
+        active = [model.name for model in connected.status().models]
+        if name not in active:
+            raise DeviceError(
+                f"no model `{name}` is active on `{host}`, and there is no file or bundle `{name}` here",
+                f"active there: {', '.join(active)}" if active else f"`edgesdk deploy {host}` brings one there; a file is measured by its path",
+            )
         session = secrets.token_hex(8)
         try:
             yield _There(connected, session, document, contents, progress)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PositiveInt, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, PositiveInt, ValidationError, ValidationInfo
 
 from edge_agent.latency import Histogram
 from edgesdk.errors import DeviceError
@@ -33,6 +33,15 @@ def printable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(printable)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _as_typed_here(hint: str, info: ValidationInfo) -> str:
+    """What the agent tells programs of its own device to type, as one types it here."""
+    host = (info.context or {}).get("host")
+    return hint.replace("`edge-agent status`", f"`edgesdk status {host}`") if host else hint
+
+
+Hint = Annotated[Text, AfterValidator(_as_typed_here)]
 
 
 class Reply(BaseModel):
@@ -141,7 +150,7 @@ class Problem(Reply):
     """``again``: the link is to blame, and what arrived is kept."""
 
     message: Text
-    hint: Text = ""
+    hint: Hint = ""
     again: bool = False
 
 
@@ -529,7 +538,7 @@ def framed(stdout: bytes) -> dict[str, Any] | None:
 def parse(kind: type[Kind], document: dict[str, Any], host: str) -> Kind:
     """The document as that type. Raises DeviceError."""
     try:
-        return kind.model_validate(document)
+        return kind.model_validate(document, context={"host": host})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

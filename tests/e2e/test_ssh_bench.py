@@ -26,9 +26,12 @@ def test_a_file_comes_and_goes_and_a_deployed_model_is_asked_there(bench: Bench,
     found = timing.bench("pi", DATA / "resnet8_mnist.onnx", limit_s=0.1)
     assert (found.host, found.via, len(found.restarts), found.provider) == ("pi", "session", 5, "CPUExecutionProvider")
     assert list((pi.agent_home / "races").iterdir()) == [], "what was sent is gone"
-    with pytest.raises(DeviceError, match=r"`pi` cannot measure it: .*toy"):
+    with pytest.raises(DeviceError, match="no model `toy` is active on `pi`, and there is no file or bundle `toy` here"):
         timing.bench("pi", "toy", limit_s=0.1)
     assert deploying.attempt("pi", write_bundle(tmp_path / "b")).worked
+    with pytest.raises(DeviceError, match="no model `top` is active") as caught:
+        timing.bench("pi", "top", limit_s=0.1)
+    assert caught.value.hint == "active there: toy"
     found = timing.bench("pi", "toy", limit_s=0.1)
     assert (found.name, found.release, found.via, found.inputs.source) == ("toy", 1, "agent", "golden")
     with device.connect("pi") as there:

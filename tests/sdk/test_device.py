@@ -273,6 +273,13 @@ def test_what_the_agent_complains_of_arrives_harmless() -> None:
     assert (str(caught.value), caught.value.hint) == ("bad \\x1b[2J\\u202e name", "try\\x07")
 
 
+def test_what_the_agent_tells_its_own_programs_to_type_is_said_as_one_types_it_here() -> None:
+    pi, _ = scripted({"error": {"message": "no model `x` is active", "hint": "`edge-agent status` lists those that are"}})
+    with pytest.raises(DeviceError) as caught:
+        pi.status()
+    assert caught.value.hint == "`edgesdk status pi` lists those that are"
+
+
 @pytest.mark.parametrize("reply", [{}, {"agent": 3}, {"agent": {"version": []}}, {"agent": {"version": "1"}, "models": [{"name": "x"}]}])
 def test_a_reply_that_makes_no_sense_is_said_to_be_so(reply: dict[str, Any]) -> None:
     pi, _ = scripted(reply)
