@@ -22,6 +22,7 @@ from typing import Any
 
 from edge_agent.bundle import CHUNK_BYTES, MAX_JSON_BYTES, Descriptor, check_digest, digest_of, digest_of_file
 from edge_agent.delta import BadDelta, apply
+from edge_agent.errors import AgentError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOCK_WAIT_S = 40  # longer than a sender may be silent: it has given up by then
@@ -30,12 +31,8 @@ _WRITE_OUT_BYTES = 8 << 20
 _SPARE_BYTES = 1 << 20  # for the journal, links and latencies of an otherwise full disk
 
 
-class StoreError(Exception):
+class StoreError(AgentError):
     """Something about the store that a person has to know, and what to try."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class DiskFull(StoreError):

@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from edge_agent.errors import AgentError
+
 if TYPE_CHECKING:
     import hashlib
 
@@ -58,12 +60,8 @@ MAX_JSON_BYTES = 4 << 20
 CHUNK_BYTES = 1 << 20
 
 
-class BundleError(Exception):
+class BundleError(AgentError):
     """A bundle that cannot be read, or is not what its digests say."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_agent.config import Check
+from edge_agent.errors import AgentError
 from edge_agent.store import Deployment
 
 TRIAL, PROBATION = "trial", "probation"
@@ -33,12 +34,8 @@ _TICK_S = 0.1
 _GRACE_S = 0.5  # for what it said last
 
 
-class CheckFailed(Exception):
+class CheckFailed(AgentError):
     """The device's own check does not agree. The message has what it said."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def run(check: Check, deployment: Deployment, home: Path, *, stage: str, ending: Callable[[], bool] = lambda: False) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from edge_agent import frames
+from edge_agent.errors import AgentError
 from edge_agent.home import child
 from edge_agent.zygote import Forked, Zygote
 
@@ -24,12 +25,8 @@ _BUFFER_BYTES = 1 << 20
 Process = Union["subprocess.Popen[bytes]", Forked]
 
 
-class ChildFailed(Exception):
+class ChildFailed(AgentError):
     """A child could not do what it was started for. The message is for a person."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class ChildDied(ChildFailed):

@@ -16,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from edge_agent.errors import AgentError
 from edge_agent.store import write_atomically
 
 _LARGEST = 1 << 40
 
 
-class ConfigError(Exception):
+class ConfigError(AgentError):
     """config.json is not what this agent reads."""
 
     def __init__(self, message: str, hint: str = "correct the file, and start the agent again") -> None:
-        super().__init__(message)
-        self.hint = hint
+        super().__init__(message, hint)
 
 
 @dataclass(frozen=True)

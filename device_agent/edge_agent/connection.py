@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edge_agent import home as homes
+from edge_agent.errors import AgentError
 from edge_agent.frames import Bytes, receive_into, send_all
 
 _MAX_REPLY_BYTES = 4 << 30
@@ -33,12 +34,8 @@ _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t ]*([\t\x20-\x7e\x80-\xf
 _TARGET, _VALUE = re.compile(r"[\x21-\x7e]+"), re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
-class ClientError(Exception):
+class ClientError(AgentError):
     """Base of what a client raises. ``hint`` says what to try."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class AgentNotRunning(ClientError):

@@ -29,15 +29,16 @@ from edge_agent.bundle import BundleError, check_digest, check_name
 from edge_agent.checks import CheckFailed
 from edge_agent.child import Child, ChildDied, ChildFailed, forked
 from edge_agent.config import Check
+from edge_agent.errors import AgentError
 from edge_agent.home import NO_RUNTIME
 from edge_agent.jobs import Busy, Job, Permissions, UnknownJob
 from edge_agent.journal import Journal
 from edge_agent.models import Models, UnknownModel
 from edge_agent.probation import GOOD_ANSWERS, PROBATION_S, Probations
-from edge_agent.releases import Refused, Releases
+from edge_agent.releases import Releases
 from edge_agent.staging import Due, Later, Staging, Waiting
 from edge_agent.store import Deployment, Store, write_atomically
-from edge_agent.trust import Trust, Untrusted
+from edge_agent.trust import Trust
 
 _TRIAL_S = 1800  # an engine build takes ten minutes
 _ASK_S = 120
@@ -185,7 +186,7 @@ class Deployments:
         result = None
         try:
             result = work(job)
-        except (StoreError, BundleError, ChildFailed, CheckFailed, UnknownModel, Busy, Untrusted, Refused) as failure:
+        except AgentError as failure:
             error = {"message": str(failure), "hint": failure.hint}
         except OSError as failure:
             error = {"message": f"{failure.strerror or failure}: {failure.filename or self._home}", "hint": "free some space, or see `edge-agent logs`"}

@@ -12,21 +12,26 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from edge_agent.errors import AgentError
 
-class Busy(Exception):
+
+class Busy(AgentError):
     """Another change of what is active is under way."""
 
     def __init__(self, what: str, seconds: float, by: str = "") -> None:
-        super().__init__(f"another deployment is under way on this device: {what}{f' by {by}' if by else ''}, for {seconds:.0f} s")
-        self.hint = "wait for it to end, then try again"
+        super().__init__(
+            f"another deployment is under way on this device: {what}{f' by {by}' if by else ''}, for {seconds:.0f} s", "wait for it to end, then try again"
+        )
 
 
-class UnknownJob(Exception):
+class UnknownJob(AgentError):
     """No such job: jobs are forgotten when the agent restarts."""
 
     def __init__(self, identity: str) -> None:
-        super().__init__(f"there is no job {identity[:40]!r}; the agent may have been restarted")
-        self.hint = "run the same command again: it tells what is active, and finishes what is not"
+        super().__init__(
+            f"there is no job {identity[:40]!r}; the agent may have been restarted",
+            "run the same command again: it tells what is active, and finishes what is not",
+        )
 
 
 @dataclass(frozen=True)

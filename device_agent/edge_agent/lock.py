@@ -12,13 +12,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from edge_agent.errors import AgentError
 
-class AlreadyRunning(Exception):
+
+class AlreadyRunning(AgentError):
     """Another agent holds this folder."""
 
     def __init__(self, home: Path, pid: str) -> None:
-        super().__init__(f"an agent already runs on {home}" + (f" (process {pid})" if pid else ""))
-        self.hint = "`edge-agent stop` ends it"
+        super().__init__(f"an agent already runs on {home}" + (f" (process {pid})" if pid else ""), "`edge-agent stop` ends it")
 
 
 @contextlib.contextmanager

@@ -27,14 +27,15 @@ from typing import Any, Dict, List, Optional
 import numpy as np
 
 from edge_agent import conditions, externals, facts, frames, golden, worker
-from edge_agent.bundle import BundleError, digest_of, parse_description
+from edge_agent.bundle import digest_of, parse_description
 from edge_agent.client import Model
 from edge_agent.conditions import Watch
-from edge_agent.connection import ClientError, Connection
+from edge_agent.connection import Connection
+from edge_agent.errors import AgentError
 from edge_agent.protocol import ProtocolError
 from edge_agent.race import read_feeds
 from edge_agent.windows import Run, Window, steady
-from edge_agent.worker import Array, Session, SessionError
+from edge_agent.worker import Array, Session
 
 FEWEST = 5  # queries, however long they take
 
@@ -47,12 +48,8 @@ Feeds = Dict[str, Array]
 PHASES = ("queue", "input", "run", "output")
 
 
-class Failed(Exception):
+class Failed(AgentError):
     """The model does not run here, or its agent does not answer."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def serve(folder: Path, home: Path, descriptor: int) -> int:
             question, _ = frames.receive(sock)
             frames.send(sock, {"result": measured(sock, folder, home, **question["arguments"])})
             frames.receive(sock)
-        except (Failed, SessionError, BundleError, ClientError, ProtocolError) as failed:
+        except (AgentError, ProtocolError) as failed:
             frames.send(sock, {"result": {"failed": {"message": str(failed), "hint": getattr(failed, "hint", "")}}})
         except (EOFError, OSError):
             return 0

@@ -23,6 +23,7 @@ from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
 from edge_agent.config import Limits
 from edge_agent.counters import Counters, Ledger
+from edge_agent.errors import AgentError
 from edge_agent.home import runtime_problem
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
@@ -33,12 +34,11 @@ from edge_agent.zygote import Zygote
 _SWAP_S = 60  # a request waits so long for the version that replaces another
 
 
-class UnknownModel(Exception):
+class UnknownModel(AgentError):
     """No model of that name is active."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"no model `{name[:80]}` is active on this device")
-        self.hint = "`edge-agent status` lists those that are"
+        super().__init__(f"no model `{name[:80]}` is active on this device", "`edge-agent status` lists those that are")
 
 
 @dataclass(frozen=True)

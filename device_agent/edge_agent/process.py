@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import home as homes
 from edge_agent import log
 from edge_agent.connection import AgentNotRunning, ClientError, Connection
+from edge_agent.errors import AgentError
 
 if TYPE_CHECKING:
     from edge_agent.zygote import Begun
@@ -28,12 +29,12 @@ _START_S = 30
 _KEEPER_S = 6
 
 
-class Failure(Exception):
+class Failure(AgentError):
     """A verb did not work. The message is for a person. ``again``: the link is to blame, and what arrived is kept."""
 
     def __init__(self, message: str, hint: str = "", *, again: bool = False) -> None:
-        super().__init__(message)
-        self.hint, self.again = hint, again
+        super().__init__(message, hint)
+        self.again = again
 
 
 @contextlib.contextmanager

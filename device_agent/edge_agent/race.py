@@ -15,6 +15,7 @@ from typing import Any, Dict
 
 from edge_agent import externals, frames, golden, latency, probe, worker
 from edge_agent.bundle import BundleError
+from edge_agent.errors import AgentError
 from edge_agent.protocol import ProtocolError
 from edge_agent.worker import Array, ProviderMissing, Session, SessionError
 
@@ -24,13 +25,13 @@ _MEMBER = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
 Feeds = Dict[str, Array]
 
 
-class ModelFailed(Exception):
+class ModelFailed(AgentError):
     """One of the two does not run here: ``model`` is `before` or `after`."""
 
     def __init__(self, model: str, cause: SessionError | BundleError | ProtocolError) -> None:
-        super().__init__(str(cause))
         # What a damaged bundle is told to do helps no candidate.
-        self.model, self.hint = model, cause.hint if isinstance(cause, SessionError) else ""
+        super().__init__(str(cause), cause.hint if isinstance(cause, SessionError) else "")
+        self.model = model
 
 
 def serve(folder: Path, _home: Path, descriptor: int) -> int:

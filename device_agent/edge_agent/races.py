@@ -31,6 +31,7 @@ from edge_agent.blobs import Blobs, Missing, StoreError, free_bytes, size_of
 from edge_agent.bundle import BundleError, Descriptor, check_digest
 from edge_agent.child import Child, ChildDied, ChildFailed
 from edge_agent.deployments import Deployments
+from edge_agent.errors import AgentError
 from edge_agent.jobs import Job
 
 SESSION = re.compile(r"[0-9a-f]{16}")
@@ -45,12 +46,11 @@ _STREAM_S = 7 * 86400  # as long as somebody asks: it ends with the connection
 _MOST_LOOKS = 1000
 
 
-class UnknownRace(Exception):
+class UnknownRace(AgentError):
     """No session of that name."""
 
     def __init__(self, session: str) -> None:
-        super().__init__(f"there is no race {session[:16]!r}; the agent may have been restarted")
-        self.hint = "send its files again"
+        super().__init__(f"there is no race {session[:16]!r}; the agent may have been restarted", "send its files again")
 
 
 @dataclass(frozen=True)

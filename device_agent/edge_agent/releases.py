@@ -16,17 +16,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from edge_agent.errors import AgentError
 from edge_agent.store import Deployment, write_atomically
 
 _KEPT = 20  # of the digests that were rolled back
 
 
-class Refused(Exception):
+class Refused(AgentError):
     """Not without somebody's permission."""
-
-    def __init__(self, message: str, hint: str) -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class Releases:

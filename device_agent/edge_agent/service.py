@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
+from edge_agent.errors import AgentError
 from edge_agent.home import ENVIRONMENT, socket_path
 
 NAME = "edge-agent"
@@ -25,12 +26,8 @@ _PROCESSOR_ALONE = {"CPUExecutionProvider", "XnnpackExecutionProvider", "AzureEx
 _PRIVATE = ("/home/", "/root/", "/run/user/")  # what ProtectHome= hides
 
 
-class ServiceError(Exception):
+class ServiceError(AgentError):
     """systemd is not there, or does not take the units."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from edge_agent import externals, frames, golden, latency, placement, worker
 from edge_agent.bundle import BundleError, Description, parse_description
 from edge_agent.client import connect
 from edge_agent.connection import ClientError
+from edge_agent.errors import AgentError
 from edge_agent.home import NO_RUNTIME, version_of
 from edge_agent.placement import CPU, Placement
 from edge_agent.worker import SessionError
@@ -30,12 +31,8 @@ _MEASURED_S = 3
 _PROVED_S = 2
 
 
-class Refused(Exception):
+class Refused(AgentError):
     """The bundle must not become active here."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 def serve(folder: Path, home: Path, descriptor: int) -> int:

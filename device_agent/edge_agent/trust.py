@@ -32,6 +32,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Optional
 
+from edge_agent.errors import AgentError
 from edge_agent.store import write_atomically
 
 NAMESPACE = "bundle@edgesdk"
@@ -44,12 +45,8 @@ _BEGIN, _END = "-----BEGIN SSH SIGNATURE-----", "-----END SSH SIGNATURE-----"
 _KEY_TYPE = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]+")
 
 
-class Untrusted(Exception):
+class Untrusted(AgentError):
     """Nobody whom this device trusts signed this."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 @dataclass(frozen=True)

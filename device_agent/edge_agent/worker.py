@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from edge_agent import placement
 from edge_agent.bundle import BundleError, TensorInfo
+from edge_agent.errors import AgentError
 from edge_agent.placement import CPU, Node
 from edge_agent.protocol import ProtocolError
 
@@ -43,12 +44,8 @@ _WHERE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\) ")  # file, line and s
 _QUIET = 3  # onnxruntime's severity: errors only
 
 
-class SessionError(Exception):
+class SessionError(AgentError):
     """The model cannot be opened here, or did not run."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class ProviderMissing(SessionError):

@@ -27,6 +27,7 @@ from edge_agent import ring
 from edge_agent.blobs import Damaged, StoreError
 from edge_agent.child import ChildFailed, end, ended
 from edge_agent.config import Limits
+from edge_agent.errors import AgentError
 from edge_agent.frames import Bytes
 from edge_agent.latency import Histogram
 from edge_agent.ring import Line, Region
@@ -43,12 +44,8 @@ _CONTROL_BYTES = 1 << 18
 _SOON = "it is started again; try again soon"
 
 
-class WorkerUnavailable(Exception):
+class WorkerUnavailable(AgentError):
     """No answer from the worker: it is starting, it died, or too many wait for it."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.hint = hint
 
 
 class Replaced(WorkerUnavailable):
