@@ -125,13 +125,13 @@ def test_local_is_a_device_to_race_on(agent_home: Path, monkeypatch: pytest.Monk
     stages: list[str] = []
     with racing("local", X86, [{"x": x} for x in inputs(600)], lambda stage, *_: stages.append(stage)) as racer:
         raced = racer.race(small, other, limit_s=0.5)
-        assert raced.low <= raced.speedup <= raced.high and raced.runs >= 20
+        assert raced.low <= raced.speedup <= raced.high and raced.runs >= 5
         assert raced.providers == ("CPUExecutionProvider",) * 2 and raced.device
         assert len(sent) == len({*small.values(), *other.values()}) + 1
         racer.race(other, small, limit_s=0.1)
         with pytest.raises(ModelError, match="cannot open the model"):
             racer.race(small, {"model.onnx": b"\x08\x08\x3a\x00"}, limit_s=0.1)
         assert len(sent) == len({*small.values(), *other.values()}) + 2
-        assert racer.race(small, other, limit_s=0.1).runs >= 20  # a broken one costs the next nothing
+        assert racer.race(small, other, limit_s=0.1).runs >= 5  # a broken one costs the next nothing
     assert list((agent_home / "races").iterdir()) == []
     assert list(dict.fromkeys(stages)) == ["agent", "start", "send candidates"]
