@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 Feed = TypeVar("Feed")
 
 FEWEST_PAIRS = 20
-FEWEST_BLOCKS = 5
+FEWEST_BLOCKS = 6  # fewer have no interval of 95 %
 
 # 64 buckets an octave, each reported as its middle: off by 1/128 at most.
 _BUCKETS_AN_OCTAVE_BITS = 6
@@ -106,7 +106,7 @@ def blocks(before: Callable[[Feed], object], after: Callable[[Feed], object], fe
     """Median nanoseconds of blocks of runs, one program's next to the other's; which comes first changes from pair to pair, and begins by chance.
 
     Threads of onnxruntime that wait busily do so for a while after their last run, and take the processor from whoever runs then. So each block
-    begins with runs that do not count, until that is over. At least 5 pairs, however long they take; else at most ``most``, and about ``limit_s``.
+    begins with runs that do not count, until that is over. At least 6 pairs, however long they take; else at most ``most``, and about ``limit_s``.
     """
     begins = random.randrange(2)
     times: list[tuple[int, int]] = []
