@@ -129,11 +129,15 @@ class Watch:
 
 
 class Energy:
-    """Joules from begin to end: RAPL's counters, or the watts of the rail that carries most, sampled."""
+    """Joules from begin to end: RAPL's counters, or the watts of the rail that carries most, sampled.
+
+    Watts count for the time before them. When it begins the device has just been idle, and a sensor tells what it saw in the last tenths of a second: a
+    mean of both ends would take that for a part of the work.
+    """
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
-        self._zones = [zone for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")) if re.fullmatch(r"intel-rapl:[0-9]+", zone.name)]
+        self._zones = _zones(root)
         self._readings: Dict[str, int] = {}
         self._joules = 0.0
         self._watts: Optional[float] = None
@@ -152,8 +156,8 @@ class Energy:
                 if moved < 0:
                     moved += next(_numbers(self._root / "sys/class/powercap" / name / "max_energy_range_uj"), -moved)
                 self._joules += moved / 1e6
-        elif watts is not None and self._watts is not None:
-            self._joules += (watts + self._watts) / 2 * (now - self._at)
+        elif watts is not None:
+            self._joules += watts * (now - self._at)
         self._readings, self._watts, self._at = counters, watts, now
 
     def end(self) -> tuple[Optional[float], Optional[str]]:
@@ -171,6 +175,12 @@ class Energy:
     def _power(self) -> Optional[float]:
         rails = {} if self._zones and self._readings else facts.read(self._root).get("power_w", {})
         return max(rails.values(), default=None)  # the one that feeds the others
+
+
+def _zones(root: Path) -> List[Path]:
+    """RAPL's packages; where there are none, the whole platform, which has the packages in it and would count them twice."""
+    found = [zone for zone in sorted(root.glob("sys/class/powercap/intel-rapl:*")) if re.fullmatch(r"intel-rapl:[0-9]+", zone.name)]
+    return [zone for zone in found if _text(zone / "name") != "psys"] or found
 
 
 def own_s(processes: Sequence[int], root: Path = Path("/")) -> float:

@@ -104,6 +104,34 @@ def test_energy_of_rapl_with_a_counter_that_turns_over(tmp_path: Path) -> None:
     assert energy.end() == (pytest.approx(110.0), None)
 
 
+def test_the_platforms_counter_has_the_packages_in_it(tmp_path: Path) -> None:
+    package, platform = "sys/class/powercap/intel-rapl:0", "sys/class/powercap/intel-rapl:1"
+
+    def counted(**joules: float) -> float | None:
+        zones = {"package": package, "psys": platform}
+        energy = Energy(tmp_path)
+        energy.begin()
+        lay(tmp_path, {f"{zones[name]}/energy_uj": str(round(value * 1e6)) for name, value in joules.items()})
+        return energy.end()[0]
+
+    lay(tmp_path, {f"{platform}/name": "psys", f"{platform}/energy_uj": "0"})
+    assert counted(psys=3) == pytest.approx(3.0)
+    lay(tmp_path, {f"{package}/name": "package-0", f"{package}/energy_uj": "0"})
+    assert counted(psys=6, package=2) == pytest.approx(2.0)
+
+
+def test_what_a_sensor_says_before_the_work_is_no_part_of_it(tmp_path: Path) -> None:
+    power = "sys/class/hwmon/hwmon1/power1_input"
+    lay(tmp_path, {power: "2000000"})
+    energy, began = Energy(tmp_path), time.monotonic()
+    energy.begin()
+    lay(tmp_path, {power: "6000000"})
+    time.sleep(0.2)
+    joules, _ = energy.end()
+    assert joules is not None
+    assert 6 * 0.2 <= joules <= 6 * (time.monotonic() - began)
+
+
 def test_energy_of_a_counter_that_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "sys/class/powercap/intel-rapl:0/energy_uj").mkdir(parents=True)  # whoever runs this may be root, who reads any file
     energy = Energy(tmp_path)
