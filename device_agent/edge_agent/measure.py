@@ -108,9 +108,9 @@ def measured(sock: socket.socket, folder: Path, home: Path, *, via: str, **quest
             arriving(subject.query, wanted, run, closed, subject.clients)
         else:
             one_after_the_other(subject.query, wanted, run, closed)
-        seen = watch.end()
+        seen, own_facts = watch.end(), subject.own_facts()  # its memory before the latencies are sorted: that is ours
         return {
-            "restart": {**_told(run, wanted, warm, seen), "steady": is_steady, "state": _state(before, watch, seen), **subject.own_facts()},
+            "restart": {**_told(run, wanted, warm, seen), "steady": is_steady, "state": _state(before, watch, seen), **own_facts},
             "interval_ms": {name: [end / 1e6 for end in ends] for name, ends in run.intervals_ns().items()},
             "energy_unknown": seen.energy_unknown,
             "curve": curve,
@@ -234,6 +234,8 @@ class Opened(Subject):
     """A model's files, opened for this alone."""
 
     def __init__(self, folder: Path, wanted: Wanted, *, model: str, feeds: str, inputs: Sequence[str], profile: Mapping[str, Any]) -> None:
+        import onnxruntime  # noqa: F401 - a worker has it before it opens a model, so it is no part of what it takes to load one
+
         self._questions = read_feeds((folder / feeds).read_bytes(), inputs)
         self.own = [os.getpid()]
         externals.check((folder / model / "model.onnx").read_bytes())
@@ -286,10 +288,10 @@ class Deployed(Subject):
         with Connection(home=home) as connection:
             self.own = [int(connection.request("GET", "/edge/alive").json()["pid"])]
         self.clients = _CLIENTS if wanted.scenario == "server" else 1
-        begin = time.perf_counter()
-        self._models = [Model(name, Connection(home=home), via=None, timeout_s=60)]
         self._given = read_feeds((folder / feeds).read_bytes(), inputs) if feeds else None
         self._questions = self._given or self._golden()
+        begin = time.perf_counter()
+        self._models = [Model(name, Connection(home=home), via=None, timeout_s=60)]
         self._models[0](self._questions[0])
         self._first_ms = (time.perf_counter() - begin) * 1e3
         self._models += [Model(name, Connection(home=home), via=None, timeout_s=60) for _ in range(max(wanted.per_query, self.clients) - 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from edge_agent.deployments import Deployments
 from edge_agent.jobs import Job
 from edge_agent.journal import Journal
 from edge_agent.latency import Histogram
-from edge_agent.measure import FEWEST, Wanted, arriving, one_after_the_other, warmed
+from edge_agent.measure import FEWEST, Deployed, Wanted, arriving, one_after_the_other, warmed
 from edge_agent.models import Models
 from edge_agent.races import Races
 from edge_agent.store import Store
@@ -93,6 +95,37 @@ def test_a_deployed_model_is_asked_as_programs_ask_it(shared: Agent) -> None:
     put(shared, feeds)
     asked = {"name": "linear", "feeds": described(feeds), "inputs": ["x"], "wanted": WANTED}
     assert shared.job(shared.ask("POST", f"/edge/races/{SESSION}/measure", asked))["result"]["about"].get("inputs") is None
+
+
+@pytest.mark.e2e
+def test_the_first_answer_is_that_of_a_program_which_has_its_question(shared: Agent, tmp_path: Path) -> None:
+    class Slow(Deployed):
+        def _golden(self) -> Any:
+            time.sleep(2)
+            return super()._golden()
+
+    subject = Slow(shared.home, tmp_path, Wanted("single-stream", 1, 0.1), name="linear")
+    subject.close()
+    assert 0 < subject.own_facts()["first_answer_ms"] < 2000
+
+
+def test_the_runtime_is_there_before_a_model_is_loaded(tmp_path: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from edge_agent import measure
+def opens(*_):
+    print("onnxruntime" in sys.modules, flush=True)
+    raise SystemExit
+print("onnxruntime" in sys.modules)
+measure.worker.open_session = opens
+measure.Opened(Path(sys.argv[1]), measure.Wanted("offline", 1, 0.1), model="model", feeds="feeds.npz", inputs=["x"], profile={})
+"""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.onnx").write_bytes(layers(2))
+    (tmp_path / "feeds.npz").write_bytes(packed(X))
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 @pytest.mark.e2e
