@@ -234,6 +234,35 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_bug(closed: str) -> None:
+    """As cron and services may leave them."""
+    done = subprocess.run(f"{sys.executable} -m edgesdk.cli inspect model.onnx {closed}", shell=True, capture_output=True, text=True, check=False)  # noqa: S602  # the shell closes them
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8:strict"])
+def test_what_the_terminal_cannot_show_is_no_traceback(folder: Path, encoding: str) -> None:
+    model = folder / os.fsdecode(b"m\xff \xe6\xa8\xa1.onnx")  # not UTF-8
+    model.write_bytes((folder / "model.onnx").read_bytes())
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    inspect = [sys.executable, "-m", "edgesdk.cli", "inspect", str(model)]
+    shown = subprocess.run(inspect, env=environment, capture_output=True, check=False)
+    assert shown.returncode == 0, shown.stderr
+    assert b"parameters" in shown.stdout
+    told = subprocess.run([*inspect, "--json"], env=environment, capture_output=True, check=False)
+    assert os.fsencode(json.loads(told.stdout.decode("utf-8"))["model"]) == bytes(model)
+
+
+def test_the_version_is_said() -> None:
+    assert run("--version").stdout.startswith("edgesdk 0.1.0, Python 3.")
+
+
+def test_no_option_is_cut_in_the_help_of_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "--allow-signature-change" in run("deploy", "--help").stdout
+
+
 @pytest.mark.slow
 def test_ctrl_c_is_one_line_and_130(folder: Path) -> None:
     (folder / "slow.py").write_text("import time\ndef evaluate(run):\n    print('here', flush=True)\n    time.sleep(60)\n")

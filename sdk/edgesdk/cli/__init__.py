@@ -4,15 +4,16 @@ Exit 0: worked; 1: you can fix it; 2: wrong usage; 70: our bug, with its traceba
 Nothing heavy is imported here or at the top of the files beside: `edgesdk --help` must stay quick.
 """
 
+import platform
 import sys
 import traceback
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from edgesdk.cli import devices, keys, measuring, models, profiles, tuning
-from edgesdk.cli.output import fail, password, say, show
+from edgesdk.cli.output import fail, open_streams, password, say, show
 
 INTERRUPTED = 130
 
@@ -40,13 +41,30 @@ class Verbs(TyperGroup):
             raise typer.Exit(1) from error
 
 
+def _tell_version(wanted: bool) -> None:  # noqa: FBT001  # so typer calls it
+    if wanted:
+        import edge_agent
+
+        show({}, f"edgesdk {edge_agent.__version__}, Python {platform.python_version()}", as_json=False)
+        raise typer.Exit
+
+
 app = typer.Typer(
     cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Take a trained model to a small computer and keep it running there.",
 )
+
+
+@app.callback()
+def edgesdk(
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="say which edgesdk this is, and with which Python")] = False,
+) -> None:
+    """Take a trained model to a small computer and keep it running there."""
+
+
 models.register(app)
 measuring.register(app)
 tuning.register(app)
@@ -57,6 +75,7 @@ app.add_typer(keys.app, name="key")
 
 def main() -> None:
     """The console script. An exception that gets this far is our bug."""
+    open_streams()
     try:
         app()
     except SystemExit as end:
@@ -78,4 +97,4 @@ def _refuse(message: str, hint: str) -> None:
 
 def _system_error(error: OSError) -> str:
     """`bundles/ocr: No space left on device`, without Python's numbers."""
-    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error.strerror or str(error)

@@ -2,11 +2,14 @@
 
 import atexit
 import getpass
+import io
 import json
+import os
 import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -21,10 +24,32 @@ BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count byt
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
 
+def open_streams() -> None:
+    """A stream that is closed, as a service may leave it, becomes an empty one; what stdout's encoding does not know is shown as `?`.
+
+    File names that are no UTF-8 go out as the bytes that they are.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # it stays open as long as the program
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "replace")
+
+
 def show(data: Any, text: str, *, as_json: bool) -> None:
     """A result: its JSON for scripts, or its text for people, if there is any."""
     if as_json or text:
-        print(json.dumps(data, indent=2, ensure_ascii=False) if as_json else text)
+        print(_json(data) if as_json else text)
+
+
+def _json(data: Any) -> str:
+    """With the letters as they are where stdout can take them, else escaped."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(data, indent=2)
+    return text
 
 
 def say(message: str) -> None:
