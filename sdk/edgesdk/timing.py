@@ -40,6 +40,7 @@ _FEWEST_ARRIVALS, _LONGEST_RESTART_S = 100, 60.0
 _WINDOW_S, _MOST_WINDOWS = 1.0, 3600
 _MUCH = 0.2  # of the restarts, disturbed: then the result is
 _KEEPS_UP = 0.95  # of a target rate
+_WANTS = {"p90": 10, "p99": 100, "p99.9": 1000}  # answers, of which the slowest is none of the percentile
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +304,33 @@ def _notes(subject: _Subject, measured: Sequence[Measured], wanted: Wanted) -> I
     if wanted.per_query > 1 and subject.digest is not None:
         stacked = measured[-1].about.stacked
         yield f"the {wanted.per_query} samples of a query run " + ("as one batch" if stacked else "one after the other: the model takes no batch of them")
-    rate = statistics.fmean(each.restart.throughput for each in measured)
-    if wanted.target_qps is not None and rate < _KEEPS_UP * wanted.target_qps:
+    if wanted.target_qps is not None and not _keeps_up(measured, wanted):
         yield f"the device does not keep up with {wanted.target_qps:g} questions a second: the longer it runs, the longer they wait"
     if 1 < len(measured) < min(LOOKS):
         yield f"{len(measured)} restarts are too few for an interval"
+    yield from _few([each.restart.runs for each in measured])
+
+
+def _few(runs: Sequence[int]) -> Iterator[str]:
+    """Which percentiles are nothing but the slowest answer, since there were fewer than it takes."""
+    of_all = [name for name, wants in _WANTS.items() if sum(runs) < wants]
+    of_one = [name for name, wants in _WANTS.items() if sum(runs) >= wants > min(runs) and name != "p99.9"]  # which has no interval
+    if of_all:
+        wants = " and ".join(f"{_WANTS[name]:,}" for name in of_all)
+        yield f"{' and '.join(of_all)}: the slowest of {sum(runs):,} answers, it takes {wants} to tell"
+    if of_one:
+        yield f"the interval of {' and '.join(of_one)} is that of the slowest answer of each restart: one has only {min(runs):,}"
+
+
+def _keeps_up(measured: Sequence[Measured], wanted: Wanted) -> bool:
+    """Whether all that came in the time was answered in little more. How many came is chance; of a run that was cut short nothing else is known."""
+    assert wanted.target_qps is not None
+    whole = [one for one in measured if not one.stopped]
+    seconds = sum(one.restart.runs / one.restart.throughput for one in whole or measured)
+    if whole:
+        return _KEEPS_UP * seconds <= len(whole) * wanted.limit_s
+    expected = wanted.target_qps * seconds
+    return sum(one.restart.runs for one in measured) >= _KEEPS_UP * expected - 3 * math.sqrt(expected)
 
 
 def _middle(values: Sequence[float | None]) -> float | None:

@@ -67,6 +67,14 @@ def of(made: reporting.Report, key: str) -> Section:
     return found
 
 
+def test_an_interval_is_that_of_restarts_or_of_one_process(tmp_path: Path) -> None:
+    one = reported.result("ocr", "pi", 9.0)
+    (tmp_path / "one.json").write_text(json.dumps(one))
+    (tmp_path / "five.json").write_text(json.dumps({**one, "restarts": one["restarts"] * 5}))
+    rows = of(edgesdk.report(files=[tmp_path / "one.json", tmp_path / "five.json"]), "measurements").rows
+    assert [row["sure"] for row in rows] == ["95 %, one process", "99 %, over restarts"]
+
+
 def test_there_is_a_section_for_what_there_is_data_of(made: reporting.Report) -> None:
     assert [each.key for each in made.sections] == SECTIONS
     assert [lack.what for lack in made.lacks] == ["devices as they are"]

@@ -181,7 +181,7 @@ def test_a_model_that_does_not_run_here(tmp_path: Path) -> None:
 
 
 def test_what_is_to_be_noted() -> None:
-    disturbed = [measured(restart={"steady": False, "disturbed": ["others kept 2.0 cores busy"]}) for _ in range(2)]
+    disturbed = [measured(restart={"steady": False, "runs": 9000, "disturbed": ["others kept 2.0 cores busy"]}) for _ in range(2)]
     subject = timing._Subject(measuring.served("pi", "ocr", None), "ocr", None, None, None)
     wanted = Wanted("server", 2, target_qps=5000)
     told = list(timing._notes(subject, [*disturbed, *[measured(about={"client": "http"}) for _ in range(2)]], wanted))
@@ -192,6 +192,30 @@ def test_what_is_to_be_noted() -> None:
     assert timing._disturbed([timing._restart(one) for one in [*disturbed, *quiet]]) == ()
     (said,) = timing._disturbed([timing._restart(one) for one in [*disturbed, *disturbed, *quiet]])
     assert said == "4 of 12 restarts were disturbed, such as: others kept 2.0 cores busy"
+
+
+def test_whether_a_device_keeps_up_is_no_matter_of_how_many_questions_came() -> None:
+    drawn, wanted = random.Random(0), Wanted("server", 2, target_qps=50)
+    idle = [[drawn.gauss(100, 10) for _ in range(5)] for _ in range(200)]  # questions of a restart; each is answered at once
+
+    def keeps_up(seconds: float, questions: list[float], *, stopped: bool = False) -> bool:
+        restarts = [measured(restart={"runs": round(count), "throughput": count / seconds}, stopped=stopped) for count in questions]
+        return timing._keeps_up(restarts, wanted)
+
+    assert sum(sum(questions) / 10 < 0.95 * 50 for questions in idle) > 10  # by the rate alone these would not
+    assert all(keeps_up(2.005, questions) for questions in idle)
+    assert not any(keeps_up(2.2, questions) for questions in idle)
+    assert keeps_up(1.1, [50], stopped=True)
+    assert not keeps_up(1.1, [20], stopped=True)
+
+
+def test_a_percentile_that_is_the_slowest_answer_is_called_that() -> None:
+    assert list(timing._few([2000])) == []
+    assert list(timing._few([9])) == ["p90 and p99 and p99.9: the slowest of 9 answers, it takes 10 and 100 and 1,000 to tell"]
+    assert list(timing._few([50, 60])) == [
+        "p99.9: the slowest of 110 answers, it takes 1,000 to tell",
+        "the interval of p99 is that of the slowest answer of each restart: one has only 50",
+    ]
 
 
 def test_an_agent_that_cannot_measure_yet_is_named() -> None:

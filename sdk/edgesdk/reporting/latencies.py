@@ -103,6 +103,7 @@ def measurements(found: Found) -> Section | None:
             "peak_bytes": each.peak_bytes,
             "energy_j": each.energy_j if each.energy_j is not None else each.energy_unknown,
             "restarts": len(each.restarts),
+            "sure": "95 %, one process" if len(each.restarts) == 1 else "99 %, over restarts",
             "stopped": each.stopped,
             "inputs": f"{each.inputs.count} of {each.inputs.source}",
             "via": each.via,
@@ -119,7 +120,8 @@ def measurements(found: Found) -> Section | None:
         said=(f"{disturbed} of {len(found.results)} were disturbed: trust their figures less.",) if disturbed else (),
         columns=(
             *(Column("run", "run"), Column("started", "begun", "time", aside=True), Column("throughput", "answers a second", "number")),
-            *(Column("throughput_interval", "99 % of that in"), Column("p50_interval", "of p50, ms, in"), Column("p99_interval", "of p99, ms, in", aside=True)),
+            *(Column("throughput_interval", "interval of that"), Column("p50_interval", "of p50, ms"), Column("p99_interval", "of p99, ms", aside=True)),
+            Column("sure", "intervals of"),
             *(Column("load_ms", "load, ms", "ms"), Column("first_answer_ms", "first answer, ms", "ms"), Column("peak_bytes", "peak memory", "bytes")),
             *(Column("energy_j", "joule an answer", "ratio"), Column("restarts", "restarts", "count"), Column("stopped", "why it ended")),
             *(Column("inputs", "asked", aside=True), Column("via", "by", aside=True), Column("onnxruntime", "onnxruntime", aside=True)),
