@@ -199,6 +199,8 @@ def _function(source: str) -> Judge:
 
     def evaluate(run: Run) -> Scores:
         scores = function(run)
+        if scores is None:
+            raise EvaluationError(f"`{source}` returned nothing", "end it with `return`: an array of scores, one a sample, or one number")
         try:
             return np.atleast_1d(np.asarray(scores, dtype=np.float64))
         except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, Project
 from edgesdk.evidence import Race
 from edgesdk.fixed_point import Agreement
 from edgesdk.graph import Model
+from edgesdk.passes._sites import quantized
 from edgesdk.profiles import Profile, Scheme
 from edgesdk.progress import Progress, silent
 from edgesdk.race import Raced, racing
@@ -227,7 +228,8 @@ def quantize(
     progress("quantize", 0, 0)
     plan, made = source.build(replace(options[0], steps=(*options[0].steps[:-1], asked)))
     if recipe.scheme_of(plan.steps) != scheme and scheme != "float32":
-        raise ModelError(f"there is nothing in `{model.name}` that can become {scheme}", "`edgesdk inspect` lists its operators")
+        hint = "it is quantized already: give the float model" if quantized(source.model) else "`edgesdk inspect` lists its operators"
+        raise ModelError(f"there is nothing in `{model.name}` that can become {scheme}", hint)
     noise = source.error(made, optimize=profiles.resembles(profile, probe.facts()))
     return made, {
         "scheme": scheme,

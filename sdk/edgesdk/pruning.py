@@ -23,6 +23,7 @@ from edgesdk import costs, distillation, evidence, graph, profiles, recipe, spar
 from edgesdk.errors import ModelError, ProjectError
 from edgesdk.graph import Model
 from edgesdk.passes._dimensions import Whole
+from edgesdk.passes._sites import quantized
 from edgesdk.passes.prune import Criterion, Prunable, Survey, carry_out, choose
 from edgesdk.profiles import Profile
 from edgesdk.progress import Progress, silent
@@ -139,7 +140,12 @@ def prune(
     progress("set layers anew", 0, 0)
     (_, slim), (plan, made) = source.build(simple), source.build(replace(simple, steps=(*simple.steps, step)))
     if made is slim:
-        raise ModelError(f"nothing in `{model.name}` can be pruned so", "`edgesdk prune --dry-run` tells what stays whole, and why")
+        hint = (
+            "it is quantized: prune the float model, and quantize what comes out"
+            if quantized(slim)
+            else "`edgesdk prune --dry-run` tells what stays whole, and why"
+        )
+        raise ModelError(f"nothing in `{model.name}` can be pruned so", hint)
     if goal.of == "2:4":
         weights = list(sparsity.weights(made))
         told["sparse"] = {"weights": len(weights), "two_four": sum(weight.obeys for weight in weights)}

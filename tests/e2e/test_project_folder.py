@@ -52,6 +52,7 @@ def test_of_two_profiles_the_device_takes_its_own(folder: Path) -> None:
     again = json.loads(edgesdk("deploy", "local", "--json").stdout)[0]
     assert (again["outcome"], again["blobs_sent"]) == ("unchanged", 0)
     assert json.loads(edgesdk("infer", "local", "digits", "--json").stdout)["agrees"] is True
+    assert " ... " in edgesdk("infer", "local", "digits").stdout  # of ten numbers eight are shown
     (reported,) = json.loads(edgesdk("report", "local", "--json").stdout)["models"]
     assert {"name", "release", "digest", "provider", "count", "errors", "latency_ms", "since"} <= set(reported)
     told = json.loads(edgesdk("report", "local", "digits", "bundles/digits", "--html", "out.html", "--json").stdout)

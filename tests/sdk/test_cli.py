@@ -98,6 +98,12 @@ def test_every_verb_has_help() -> None:
         (("profile", "show", "x86"), "there is no profile `x86`"),
         (("check", "cut.onnx", "-p", "jetson"), "truncated"),
         (("infer", "local", "digits", "--input", "nowhere.npz"), "`nowhere.npz` cannot be read"),
+        (("infer", "local", "digits", "-o", "nowhere/y.npz"), "there is no folder"),
+        (("infer", "local", "digits", "--input", "wrong.npz", "-o", "wrong.npz"), "`wrong.npz` is what is read"),
+        (("optimize", "model.onnx", "-p", "jetson", "-o", "model.onnx"), "`model.onnx` is what is read"),
+        (("quantize", "model.onnx", "-p", "jetson", "--calibration", "wrong.npz", "-o", "wrong.npz"), "`wrong.npz` is what is read"),
+        (("prune", "model.onnx", "-p", "jetson", "--calibration", "wrong.npz", "--macs", "0.5", "-o", "./model.onnx"), "`model.onnx` is what is read"),
+        (("inspect", "model.onnx", "--save-node", "/0/Conv", "-o", "model.onnx"), "`model.onnx` is what is read"),
     ],
 )
 def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path, arguments: tuple[str, ...], words: str) -> None:

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 import edgesdk
 from edgesdk import constraints, graph, profiles
 from edgesdk.cli import app
+from edgesdk.errors import ModelError
 from tests import digits
 from tests.sdk.small_models import DATA
 
@@ -71,6 +72,16 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tmp_path: Path, argumen
     assert code != 0
     assert told in error
     assert not output.exists()
+
+
+def test_what_is_quantized_is_called_so(tmp_path: Path, calibration: str) -> None:
+    run(str(digits.MODEL), "-p", "x86-cpu", "-o", str(tmp_path / "small.onnx"), "--calibration", calibration)
+    with pytest.raises(ModelError) as again:
+        edgesdk.quantize(tmp_path / "small.onnx", edgesdk.find_profile("x86-cpu"), samples=calibration)
+    with pytest.raises(ModelError) as pruned:
+        edgesdk.prune(tmp_path / "small.onnx", edgesdk.find_profile("x86-cpu"), edgesdk.Goal("macs", 0.5), samples=calibration)
+    assert "is quantized already" in again.value.hint
+    assert "prune the float model" in pruned.value.hint
 
 
 @pytest.mark.parametrize(("target", "told"), [(".", "is a folder"), ("model.onnx/small.onnx", "no folder")])

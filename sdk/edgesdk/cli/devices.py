@@ -29,6 +29,8 @@ Retry = Annotated[bool, typer.Option("--retry", help="activate it even if it was
 Volatile = Annotated[bool, typer.Option("--volatile", help="set it up although its folder there lies in memory, and is gone with the power")]
 Wheelhouse = Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="numpy and onnxruntime for it come from this folder, from nowhere else")]
 
+_MOST_SHOWN = 8  # numbers of an answer
+
 
 def register(app: typer.Typer) -> None:
     """The verbs in the order in which one needs them."""
@@ -236,13 +238,17 @@ def infer(
     import numpy as np
 
     from edgesdk import arrays, device
+    from edgesdk.cli import files
 
+    if output:
+        files.check(output, sources=(input_file,))
     feeds = arrays.read(input_file) if input_file else None
     with device.connect(host) as opened:
         answer = opened.infer(name, feeds)
     if output:
         np.savez(output, **answer.arrays())  # type: ignore[arg-type]  # numpy's stub takes the names for its own flags
-    lines = [f"{key}: {array.dtype} {list(array.shape)} {np.array2string(array.ravel()[:8], precision=5)}" for key, array in answer.arrays().items()]
+    with np.printoptions(precision=5, threshold=_MOST_SHOWN, edgeitems=_MOST_SHOWN // 2):
+        lines = [f"{key}: {array.dtype} {list(array.shape)} {array.ravel()}" for key, array in answer.arrays().items()]
     agrees = {True: ", the golden answer", False: ", NOT the golden answer", None: ""}[answer.agrees]
     show(answer.to_dict(), "\n".join([*lines, f"{answer.latency_ms:.3f} ms{agrees}"]), as_json=as_json)
     if answer.agrees is False:

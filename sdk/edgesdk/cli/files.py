@@ -1,13 +1,14 @@
 """The files that verbs write: what cannot be written is refused before the long work."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from edgesdk.errors import ProjectError
 
 
-def check(path: Path, *, makes_folders: bool = False) -> None:
-    """A file can be written there, the folders above it made on the way or not. Raises ProjectError."""
+def check(path: Path, *, makes_folders: bool = False, sources: Iterable[Path | str | None] = ()) -> None:
+    """A file can be written there, the folders above it made on the way or not, and it is none of what is read. Raises ProjectError."""
     folder = path.absolute().parent
     while makes_folders and not folder.exists():
         folder = folder.parent
@@ -15,6 +16,8 @@ def check(path: Path, *, makes_folders: bool = False) -> None:
         raise ProjectError(f"`{path}` is a folder", "name the file that is to be written")
     if not folder.is_dir():
         raise ProjectError(f"there is no folder `{folder}`", "make it, or write elsewhere")
+    if path.exists() and any(source and Path(source).exists() and path.samefile(source) for source in sources):
+        raise ProjectError(f"`{path}` is what is read: it would be gone", "write to another file")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise ProjectError(f"`{path}` cannot be written", "write elsewhere, or see to its permissions")
 

@@ -137,7 +137,7 @@ def optimize(
     from edgesdk import packaging, profiles
     from edgesdk.cli import files
 
-    files.check(output, makes_folders=True)
+    files.check(output, makes_folders=True, sources=(model, calibration))
     with progress() as advance:
         written = packaging.optimize(model, profiles.find(profile), output, calibration, advance)
     text = f"{output}: {bytes_text(written['size_bytes']['before'])} → {bytes_text(written['size_bytes']['after'])}, {_steps(written['recipe'])}"
@@ -177,13 +177,13 @@ def quantize(
         )
     if exclude and scheme == "float16":
         raise ProjectError("float16 leaves out operators, not nodes: `--exclude` is of the other schemes", "name them as `keep_float32` in your own profile")
-    files.check(output, makes_folders=True)
+    files.check(output, makes_folders=True, sources=(model, calibration))
     settings: dict[str, Any] = {key: value for key, value in (("method", method), ("exclude", exclude)) if value}
     with progress() as advance:
         made, told = packaging.quantize(model, target, scheme=cast("profiles.Scheme", scheme), samples=calibration, progress=advance, **settings)
         graph.save_as(made, output)
     size = told["size_bytes"]
-    noise = f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers"
+    noise = f"answers {told['snr_db']:.0f} dB above their error" if told["snr_db"] is not None else "the same answers"
     lines = [f"{output}: {bytes_text(size['before'])} → {bytes_text(size['after'])}, {noise}", *told["violations"]]
     show({"model": str(output), **told}, "\n".join(lines), as_json=as_json)
 
@@ -234,7 +234,7 @@ def prune(
             plots.draw_outlook(seen, plot, model.name)
         show(seen.to_dict(), _foreseen(seen), as_json=as_json)
         return
-    files.check(output, makes_folders=True)
+    files.check(output, makes_folders=True, sources=(model, calibration))
     with progress() as advance:
         made, told = pruning.prune(model, chosen, goals[0], distil=distill, progress=advance, **cast("Any", settings))
         graph.save_as(made, output)
@@ -271,7 +271,7 @@ def _pruned(told: dict[str, Any]) -> str:
         facts.append(f"{macs['before']:,} → {macs['after']:,} multiply-accumulates ({macs['after'] / max(macs['before'], 1):.0%})")
     if latency is not None:
         facts.append(f"{latency['speedup']:.2f}× as fast here ({latency['low']:.2f} … {latency['high']:.2f})")
-    facts.append(f"answers within {told['snr_db']:.0f} dB of the original's" if told["snr_db"] is not None else "the same answers")
+    facts.append(f"answers {told['snr_db']:.0f} dB above their error" if told["snr_db"] is not None else "the same answers")
     if told["distilled"] is not None:
         facts.append("distilled" if told["distilled"] else "not distilled: training brought it no closer on samples held back, more of them may help")
     return ", ".join(facts)
@@ -326,7 +326,7 @@ def _save_node(model: Path, name: str, calibration: str | None, output: Path, *,
 
     inputs = output.with_suffix(".npz")
     for target in (output, inputs):
-        files.check(target)
+        files.check(target, sources=(model, calibration))
     single, feeds = inspection.alone(model, name, samples=calibration)
     graph.save_as(single, output)
     np.savez(inputs, **feeds)  # type: ignore[arg-type]  # its stubs take no mapping
@@ -445,11 +445,15 @@ def _told(packaged: "Packaged") -> str:
     if latency["before"] is not None:
         low, high = latency["interval"]
         speed = f"{latency['speedup']:.2f}× ({low:.2f} … {high:.2f}; {latency['runs']} pairs on {latency['device']})"
-        lines.append(f"  latency   {latency['before']:.2f} → {latency['after']:.2f} ms, {speed}")
+        lines.append(f"  latency   {_ms(latency['before'])} → {_ms(latency['after'])} ms, {speed}")
     lines += [f"  tried     {one['label']}: {_became(one)}" for one in packaged.candidates]
     lines += [f"  note      {note}" for note in packaged.notes]
     lines.append(f"  signed    by {packaged.signer}" if packaged.signer else "  unsigned")
     return "\n".join(lines)
+
+
+def _ms(milliseconds: float) -> str:
+    return f"{milliseconds:.2f}" if milliseconds >= 1 else f"{milliseconds:.3f}"
 
 
 def _became(candidate: dict[str, Any]) -> str:

@@ -60,13 +60,18 @@ class Affine:
     offset: float
 
 
+def quantized(model: Model) -> bool:
+    """Whether somebody did that already."""
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear") for node in graph.nodes(model))
+
+
 def targets(model: Model, *, operators: Iterable[str], exclude: Iterable[str] = ()) -> list[str]:
     """The names of the nodes that `quantize` would quantize. None: it returns the model as it is."""
     known = graph.clone(model)
     graph.infer_shapes(known)
     wanted, left = set(operators), set(exclude)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") or node.op_type.startswith("QLinear") for node in graph.nodes(known)):
-        return []  # somebody did already
+    if quantized(known):
+        return []
     if strange := sorted(wanted - set(_DATA)):
         raise ModelError(f"{', '.join(strange)} cannot be quantized", f"those that can: {', '.join(_DATA)}")
     absorbed = {id(after) for node in known.graph if node.op_type in wanted and node.name not in left and (after := absorbed_by(node)) is not None}
