@@ -467,7 +467,7 @@ class SetUp:
 
     def agent(self) -> bytes:
         self.count += 1
-        return packed((f"edge_agent/{'other' * self.count}.py", b"# another one\n"))
+        return packed((f"edge_agent/other{self.count}.py", b"# another one\n"))
 
     def installed(self, data: bytes) -> None:
         for _, _, reply in (self.receive(data), self.ask("agent", digest_of(data))):
