@@ -16,7 +16,7 @@ from math import log10
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent import bundle, probe
+from edge_agent import bundle, conditions, probe
 from edge_agent.bundle import Contents, Layout
 from edgesdk import constraints, costs, evidence, fixed_point, golden, graph, profiles, recipe, search, sparsity
 from edgesdk.accuracy import AGREEMENT, Accuracy
@@ -322,7 +322,7 @@ class Made:
             "accuracy": self.accuracy,
             "latency_ms": _latency(self.speed, self.profile),
             "violations": (),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": _peak_bytes(),
             "seconds": round(self.seconds, 1),
             "notes": tuple(self._notes()),
             "candidates": tuple(candidate.to_dict() for candidate in self.choice.tried),
@@ -357,6 +357,11 @@ class Made:
         if any(candidate.plan.label.endswith(search.NOTHING) for candidate in self.choice.tried):
             return search.NOTHING
         return "no pass changes anything in it"
+
+
+def _peak_bytes() -> int:
+    """Of this process. What `getrusage` tells begins with what the process had that started this one: a shell's little, a notebook's gigabytes."""
+    return conditions.peak_bytes() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _check_pruning(choice: Choice, request: Request) -> None:

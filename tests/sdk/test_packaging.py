@@ -343,3 +343,10 @@ archive = np.load("{path}")
 def evaluate(run):
     return np.array([-abs(run({{"image": image[None]}})["logits"][0] - logits).sum() for image, logits in zip(archive["images"], archive["logits"])])
 """
+
+
+def test_the_peak_of_memory_is_not_that_of_who_started_it() -> None:
+    inner = "from edgesdk import packaging; print(packaging._peak_bytes())"
+    outer = f"import subprocess, sys; kept = b'x' * (700 << 20); subprocess.run([sys.executable, '-c', {inner!r}], check=True)"
+    done = subprocess.run([sys.executable, "-c", outer], capture_output=True, text=True, check=True)
+    assert 20 << 20 < int(done.stdout) < 600 << 20

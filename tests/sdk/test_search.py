@@ -1,7 +1,7 @@
 """The recipe is chosen by evidence: fastest within the budget, else the float model, else nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -77,10 +77,12 @@ class World:
         gained = [sum(self.gains[self.convolutions.index(name)] for name in part.nodes if name in self.convolutions) for part in parts]
         return Costs([max(gain, 0) for gain in gained], [max(-gain, 0) for gain in gained], [0.001] * len(links))
 
-    def choose(self, *options: Plan, timed: bool = True, least_share: float = 0.0, effort: Effort = EFFORT) -> Choice:
+    def tools(self, *, timed: bool = True) -> Tools:
         macs = dict.fromkeys(self.convolutions, 1)
-        tools = Tools(self.build, self.error, self.loss, self.race if timed else None, self.costs, lambda _base: macs)
-        return search.choose(options, tools, max_drop=0.01, least_share=least_share, effort=effort, progress=silent)
+        return Tools(self.build, self.error, self.loss, self.race if timed else None, self.costs, lambda _base: macs)
+
+    def choose(self, *options: Plan, timed: bool = True, least_share: float = 0.0, effort: Effort = EFFORT) -> Choice:
+        return search.choose(options, self.tools(timed=timed), max_drop=0.01, least_share=least_share, effort=effort, progress=silent)
 
 
 def test_all_of_it_is_taken_where_that_keeps_the_budget() -> None:
@@ -284,3 +286,18 @@ def test_nothing_is_pruned_where_no_channel_can_go() -> None:
     choice = world.choose()
     assert choice.plan.label == "int8"
     assert any("loses" in candidate.note for candidate in choice.tried if candidate.plan.prunes)
+
+
+@pytest.mark.parametrize(("looked", "again", "taken", "races"), [(1.06, 1.0, "float32", 1), (1.06, 1.05, "int8", 1), (1.5, 1.0, "int8", 0)])
+def test_what_looked_a_bit_faster_is_timed_again(looked: float, again: float, taken: str, races: int) -> None:
+    world, raced = World(), list[Model]()
+
+    def race(model: Model) -> Speed:
+        raced.append(model)
+        return Speed(looked if len(raced) == 1 else again)
+
+    tools = replace(world.tools(), race=race)
+    found = search.choose([INT8, FLOAT], tools, max_drop=0.01, effort=replace(EFFORT, groups=1), progress=silent)
+    assert found.plan.scheme == taken
+    assert len(raced) == 1 + races
+    assert [each.note for each in found.tried if each.plan.scheme == "int8"] == [search.ONCE if taken == "float32" else "taken"]
