@@ -7,6 +7,7 @@ kernel_ms(model, feeds, threads=1)       # {"conv_3": 0.41, ...}, onnxruntime's 
 
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from math import prod
@@ -20,8 +21,16 @@ from edge_agent.look import kernels_of
 from edgesdk import graph
 from edgesdk.graph import Feeds, Model
 
-_MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_GATES = ("LSTM", "GRU", "RNN")
+# What multiplies, as which of ONNX's own operators, and where among its inputs the weights are; what is multiplied comes first.
+_MULTIPLYING = {
+    **{name: (name, 1) for name in ("Conv", "ConvTranspose", "Gemm", "MatMul")},
+    "ConvInteger": ("Conv", 1), "QLinearConv": ("Conv", 3), "com.microsoft::FusedConv": ("Conv", 1),
+    "com.microsoft::FusedGemm": ("Gemm", 1), "com.microsoft::QGemm": ("Gemm", 3),
+    "MatMulInteger": ("MatMul", 1), "QLinearMatMul": ("MatMul", 3),
+    **dict.fromkeys([f"com.microsoft::{name}" for name in ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedMatMul")], ("MatMul", 1)),
+}
+_GATES = ("LSTM", "GRU", "RNN", "com.microsoft::DynamicQuantizeLSTM")
+_NOT_COUNTED = re.compile(r"Einsum|DeformConv|(\w+::)?\w*Attention")  # multiply, too
 _RENAMED = re.compile(r"_token_\d+$|^fused |/\w+Fusion/?$")  # what onnxruntime hangs on the name of a node of which it makes another
 _FUSED = ("BatchNormalization", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "LeakyRelu", "Tanh", "Add")  # into the Conv before
 PROFILED_RUNS = 12
@@ -48,8 +57,24 @@ def shapes(model: Model, feeds: Feeds) -> dict[str, tuple[int, ...]]:
 
 
 def macs(model: Model, of_run: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Multiply-accumulates of each Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, by node name, given the shapes of a run."""
-    return {str(node.name): _macs(node, of_run) for node in model.graph if node.op_type in (*_MULTIPLYING, *_GATES) and not node.domain}
+    """Multiply-accumulates of each Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, and of what is one of these in 4 or 8 bits, by node name.
+
+    ``of_run``: the shapes of a run. What is left out `uncounted` tells.
+    """
+    return {str(node.name): _macs(node, of_run) for node in model.graph if graph.qualified(node) in _MULTIPLYING or graph.qualified(node) in _GATES}
+
+
+def uncounted(model: Model) -> Counter[str]:
+    """What multiplies and is not in `macs`, by kind: what lies in subgraphs and functions, which run who knows how often, and kinds not known there."""
+    outside = {id(node) for node in model.graph}
+    found = Counter[str]()
+    for node in graph.nodes(model):
+        kind = graph.qualified(node)
+        if _NOT_COUNTED.fullmatch(kind):
+            found[kind] += 1
+        elif id(node) not in outside and (kind in _MULTIPLYING or kind in _GATES):
+            found[f"{kind} in a subgraph or function"] += 1
+    return found
 
 
 def kernel_ms(model: Model, feeds: Sequence[Feeds], *, threads: int) -> dict[str, float]:
@@ -119,18 +144,20 @@ def conversion_ms_per_element() -> float:
 
 
 def _macs(node: onnx_ir.Node, of_run: Mapping[str, tuple[int, ...]]) -> int:
-    given, weight, made = (of_run.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
-    constant = graph.constant(node.inputs[1])
+    kind, place = _MULTIPLYING.get(graph.qualified(node), (node.op_type, 1))
+    given, weight, made = (of_run.get(str(value.name), ()) if value is not None else () for value in (node.inputs[0], node.inputs[place], node.outputs[0]))
+    constant = graph.constant(node.inputs[place])
     weight = constant.shape if constant is not None else weight
-    if node.op_type in _GATES:
+    if graph.qualified(node) in _GATES:
         steps, recurrent = (given[0] * given[1] if len(given) == 3 else 0), graph.constant(node.inputs[2])
         return steps * (prod(weight) + (recurrent.size if recurrent is not None else 0))  # of both directions, all gates
     if not weight or not made:
         return 0
-    if node.op_type == "Conv":
+    if kind == "Conv":
         return prod(made) * prod(weight[1:])
-    if node.op_type == "ConvTranspose":
+    if kind == "ConvTranspose":
         return prod(given) * prod(weight[1:])
-    if node.op_type == "Gemm":
+    if kind == "Gemm":
         return prod(made) * prod(weight) // made[-1]
-    return prod(made) * (given[-1] if given else 0)
+    turned = "transA" in node.attributes and node.attributes["transA"].as_int() != 0  # of com.microsoft::FusedMatMul
+    return prod(made) * (given[-2 if turned and len(given) > 1 else -1] if given else 0)

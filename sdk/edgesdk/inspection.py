@@ -11,7 +11,7 @@ makes it and the last that reads it, as onnxruntime's allocator sees them when i
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -140,6 +140,7 @@ class Inspection:
     cut: Cut | None
     kernels: tuple[Kernel, ...]  # the slowest first; empty unless they were asked for
     placement: Placed | None = None  # where a device was asked
+    uncounted: dict[str, int] = field(default_factory=dict)  # what multiplies and is not in `macs`, by kind
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -183,6 +184,7 @@ def inspect(
         cut=_cut(named, violations, macs) if profile is not None else None,
         kernels=kernels if time_kernels else (),
         placement=placed,
+        uncounted=dict(costs.uncounted(model)),
     )
 
 

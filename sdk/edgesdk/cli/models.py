@@ -341,6 +341,7 @@ def _inspected(found: "Inspection") -> str:
     shapes = ", ".join(f"{name} {shape}" for name, shape in found.assumed.items())
     if found.macs is not None and found.memory is not None:
         rows += [("multiply-accumulates", f"{found.macs:,}", f"of one run on {shapes}")]
+        rows += [("", "not counted", f"{count} {kind}") for kind, count in found.uncounted.items()]
         rows += [("peak of activations", bytes_text(found.memory.peak_bytes), f"at {found.memory.node}")]
         rows += [("", each.tensor, bytes_text(each.bytes)) for each in found.memory.tensors[:4]]
     else:
