@@ -24,9 +24,13 @@ from edgesdk.graph import Feeds, Model
 # What multiplies, as which of ONNX's own operators, and where among its inputs the weights are; what is multiplied comes first.
 _MULTIPLYING = {
     **{name: (name, 1) for name in ("Conv", "ConvTranspose", "Gemm", "MatMul")},
-    "ConvInteger": ("Conv", 1), "QLinearConv": ("Conv", 3), "com.microsoft::FusedConv": ("Conv", 1),
-    "com.microsoft::FusedGemm": ("Gemm", 1), "com.microsoft::QGemm": ("Gemm", 3),
-    "MatMulInteger": ("MatMul", 1), "QLinearMatMul": ("MatMul", 3),
+    "ConvInteger": ("Conv", 1),
+    "QLinearConv": ("Conv", 3),
+    "com.microsoft::FusedConv": ("Conv", 1),
+    "com.microsoft::FusedGemm": ("Gemm", 1),
+    "com.microsoft::QGemm": ("Gemm", 3),
+    "MatMulInteger": ("MatMul", 1),
+    "QLinearMatMul": ("MatMul", 3),
     **dict.fromkeys([f"com.microsoft::{name}" for name in ("MatMulNBits", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "FusedMatMul")], ("MatMul", 1)),
 }
 _GATES = ("LSTM", "GRU", "RNN", "com.microsoft::DynamicQuantizeLSTM")

@@ -84,7 +84,8 @@ def main() -> None:
 
 _HEAD = """# How often a comparison is right
 
-`python -m tests.benchmarks.comparing`, a part of `make bench`: `edgesdk compare` on a network of 19 million multiply-accumulates, one thread unless said, verdicts at 1 %.
+`python -m tests.benchmarks.comparing`, a part of `make bench`: `edgesdk compare` on a network of 19 million multiply-accumulates, one thread
+unless said, verdicts at 1 %.
 """
 
 
