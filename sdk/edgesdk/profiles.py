@@ -222,9 +222,19 @@ def _merged(path: Path, below: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[
     parent = own.get("extends")
     if not parent:
         return own, ()
-    beside = path.with_name(f"{parent}.toml")
-    base, family = _merged(beside if beside.is_file() else folder() / f"{parent}.toml", (*below, path))
+    base, family = _merged(_parent(str(parent), path), (*below, path))
     return _over(base, own), (str(parent), *family)
+
+
+def _parent(name: str, path: Path) -> Path:
+    """The file of that name beside ``path``, else the one that comes with edgesdk."""
+    beside = path.with_name(f"{name}.toml")
+    if beside.is_file():
+        return beside
+    if name not in names():
+        hint = f"there are {', '.join(names())}; or a file beside it, without its `.toml`"
+        raise ProfileError(f"{path.name}: extends: there is no profile `{name}`", hint)
+    return folder() / f"{name}.toml"
 
 
 def _over(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:

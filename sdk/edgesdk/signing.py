@@ -19,6 +19,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_agent.store import write_atomically
@@ -56,6 +57,8 @@ class Signer:
         """A line of allowed_signers, good for bundles only. ``expires``: ``YYYYMMDD`` or ``YYYYMMDDHHMMSSZ``. Raises SigningError."""
         if expires is not None and not _EXPIRY.fullmatch(expires):
             raise SigningError(f"{expires!r} is no day", "it is YYYYMMDD, such as 20271231, or YYYYMMDDHHMMSSZ")
+        if expires is not None and expires[:8] < f"{datetime.now(UTC):%Y%m%d}":
+            raise SigningError(f"{expires} is over: nothing that this key signed would be taken", "`edgesdk key revoke` is for that")
         until = f',valid-before="{expires}"' if expires else ""
         return f'{self.principal} namespaces="{NAMESPACE}"{until} {self.kind} {base64.b64encode(self.key).decode()}'
 

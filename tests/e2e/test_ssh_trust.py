@@ -42,6 +42,7 @@ def test_who_sets_a_device_up_is_whom_it_trusts(bench: Bench, tmp_path: Path) ->
     keygen(tmp_path / "bob")
     unsigned = bundles.write_bundle(tmp_path / "unsigned")
     ana = edgesdk("key", "use", str(tmp_path / "ana"))["fingerprint"]
+    assert ana in [one["fingerprint"] for one in edgesdk("key", "list") if one["signs"]], "though it lies in no folder of keys"
     first = signed_bundle(tmp_path / "first", release=2, seed=2)
     with device.connect("pi") as pi:
         with pytest.raises(Refused, match=r"`toy` is not signed, and .* takes signed bundles only"):

@@ -21,6 +21,8 @@ def list_(*, as_json: AsJson = False) -> None:
     from edgesdk import signing
 
     chosen, keys = signing.in_use(), signing.found()
+    if chosen and chosen.key not in {one.key for one in keys}:  # in a folder of its own
+        keys.append(chosen)
     rows = [("signs" if chosen and one.key == chosen.key else "", one.principal, one.kind, one.fingerprint, str(one.file)) for one in keys]
     told = [
         {"principal": one.principal, "kind": one.kind, "fingerprint": one.fingerprint, "file": str(one.file), "signs": bool(chosen and one.key == chosen.key)}
