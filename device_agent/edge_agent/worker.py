@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Session:
     providers: list[str]
     nodes: str
     placed: tuple[Node, ...] | None  # the same, node by node; None where onnxruntime does not tell
-    threads: int  # within an operator
+    threads: int  # within an operator, as many as onnxruntime runs
     spins: bool  # its threads wait busily for the next run, for some 25 ms
     _handle: Any
 
@@ -95,7 +95,10 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
     wanted = threads if threads is not None else int(profile.get("runtime", {}).get("intra_op_threads", 0))
     chosen = choose_providers(profile, onnxruntime.get_available_providers())
     onnxruntime.set_default_logger_severity(_QUIET)
-    options = _session_options(profile, wanted, optimize=optimize)
+    allowed = os.sched_getaffinity(0)
+    cores, all_allowed = cores_of(allowed)
+    # Without a number onnxruntime takes all cores that there are, those too on which this process may not run.
+    options = _session_options(profile, wanted or (0 if all_allowed else cores), optimize=optimize)
     if trace is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(trace)
     handle = _opened(folder, profile, chosen, options)
@@ -109,10 +112,21 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
         taken,
         placement.in_words(placed, taken),
         placed,
-        threads := wanted or len(os.sched_getaffinity(0)),
+        threads := wanted or cores,
         _spins(profile.get("runtime", {}), threads),
         handle,
     )
+
+
+def cores_of(processors: Collection[int], root: Path = Path("/")) -> tuple[int, bool]:
+    """On how many cores these logical processors lie, and whether they are all that there are. Two threads of one core are one: so onnxruntime counts, too."""
+    alike: dict[int, str] = {}
+    for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*"):
+        try:
+            alike[int(folder.name[3:])] = (folder / "topology" / "thread_siblings_list").read_text().strip()
+        except (OSError, ValueError):
+            continue  # switched off
+    return len({alike.get(number, str(number)) for number in processors}), set(processors) >= set(alike)
 
 
 def _opened(folder: Path, profile: Mapping[str, Any], chosen: Sequence[Mapping[str, Any]], options: Any) -> Any:

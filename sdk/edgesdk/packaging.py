@@ -16,7 +16,7 @@ from math import log10
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent import bundle, conditions, probe
+from edge_agent import bundle, conditions, probe, worker
 from edge_agent.bundle import Contents, Layout
 from edgesdk import constraints, costs, evidence, fixed_point, golden, graph, profiles, recipe, search, sparsity
 from edgesdk.accuracy import AGREEMENT, Accuracy
@@ -452,8 +452,8 @@ def _enforce(profile: Profile, accuracy: Accuracy, speed: Paired | None, size_by
 def _latency(speed: Paired | None, profile: Profile) -> dict[str, Any]:
     if speed is None:
         return {"before": None, "after": None, "device": None}
-    facts = probe.facts()
-    where = {"device": facts["cpu_model"], "threads": profile.runtime.intra_op_threads or facts["cores"], "provider": profile.providers[0].name}
+    facts, (cores, _) = probe.facts(), worker.cores_of(os.sched_getaffinity(0))
+    where = {"device": facts["cpu_model"], "threads": profile.runtime.intra_op_threads or cores, "provider": profile.providers[0].name}
     if isinstance(speed, Raced):
         where = {"device": speed.device, "host": speed.host, "threads": speed.threads, "provider": speed.providers[1]}
     return {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
 
 from edge_agent.bundle import TensorInfo
 from edge_agent.protocol import ProtocolError
-from edge_agent.worker import BadFeeds, ProviderMissing, Session, SessionError, choose_providers, conform, open_session
+from edge_agent.worker import BadFeeds, ProviderMissing, Session, SessionError, choose_providers, conform, cores_of, open_session
 
 CUDA = {"name": "CUDAExecutionProvider", "options": {}}
 CPU = {"name": "CPUExecutionProvider", "options": {}}
@@ -46,6 +47,34 @@ def test_a_session_says_what_it_is_and_runs(tmp_path: Path) -> None:
 def test_it_is_known_whether_threads_wait_busily(tmp_path: Path, runtime: dict[str, Any], spins: bool) -> None:
     (tmp_path / "model.onnx").write_bytes(linear())
     assert open_session(tmp_path, {**CPU_PROFILE, "runtime": runtime}).spins is spins
+
+
+def test_two_threads_of_a_core_are_one(tmp_path: Path) -> None:
+    for number, alike in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{number}/topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(alike + "\n")
+    assert cores_of({0, 1, 2, 3}, tmp_path) == (2, True)
+    assert cores_of({0, 2}, tmp_path) == (1, False)
+    assert cores_of({0, 1, 3}, tmp_path) == (2, False)
+    assert cores_of({0, 1, 2}, tmp_path / "nowhere") == (3, True)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one processor, which cannot be taken away")
+def test_as_many_threads_run_as_are_told_where_a_process_may_not_use_all_cores(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(linear())
+    program = """
+import os, sys
+from pathlib import Path
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import onnxruntime
+from edge_agent.worker import open_session
+before = len(os.listdir("/proc/self/task"))
+session = open_session(Path(sys.argv[1]), {"providers": [{"name": "CPUExecutionProvider"}], "runtime": {}})
+print(session.threads, 1 + len(os.listdir("/proc/self/task")) - before, session.spins)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1", "False"]
 
 
 @pytest.mark.parametrize("options", [{"threads": 2}, {"optimize": False}])
