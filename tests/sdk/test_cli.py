@@ -121,6 +121,12 @@ def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path,
     assert left(folder) == before
 
 
+def test_a_fleet_whose_state_cannot_be_kept_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "fleet.toml").write_text('[[devices]]\nhost = "pi"\nbundle = "nowhere"\n')
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    assert "`fleet.state.json` cannot be written" in run("deploy", "--fleet", "fleet.toml").stderr
+
+
 @pytest.mark.parametrize("arguments", [("package", "--profil"), ("nothing",), ("package", "model.onnx", "-p", "jetson", "--release", "0")])
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2

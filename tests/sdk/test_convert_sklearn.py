@@ -117,6 +117,13 @@ def test_the_same_model_gives_the_same_bytes():
     assert Path("model.onnx").read_bytes() == Path("again.onnx").read_bytes()
 
 
+@pytest.mark.parametrize("opset", [-5, 0, 6])
+def test_an_opset_that_nothing_runs_is_refused(opset):
+    with pytest.raises(ConversionError, match=f"onnxruntime runs no opset {opset}"):
+        convert(dumped(LogisticRegression()), Path("model.onnx"), opset=opset)
+    assert nothing_left()
+
+
 def test_an_old_opset_can_be_asked_for():
     assert convert(dumped(LogisticRegression()), Path("model.onnx"), opset=13).opset <= 13
     onnx.checker.check_model("model.onnx")

@@ -1,10 +1,14 @@
 """Ctrl-C at any moment: soon over, one line, exit 130, nothing half-written; and the next run finishes the job."""
 
+import fcntl
 import json
+import os
+import pty
 import random
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -134,3 +138,36 @@ def test_within_the_start_of_a_library_it_waits_for_its_end(folder: Path) -> Non
     digits.write(folder)
     child = subprocess.run([sys.executable, "-c", WITHIN + START, "check", "model.onnx", "-p", "x86-cpu"], capture_output=True, text=True, check=False)
     assert (child.returncode, child.stderr.splitlines()) == (130, ["interrupted"])
+
+
+QUESTION = """
+import sys
+from edgesdk import cli
+from edgesdk.cli.output import confirm
+
+@cli.app.command()
+def ask() -> None:
+    confirm("remove all of it?", otherwise="say --yes")
+
+sys.argv = ["edgesdk", "ask"]
+cli.main()
+"""
+
+
+def test_a_question_that_is_interrupted_is_no_answer() -> None:
+    """At a terminal, where typer ends it with 1 and a word of its own."""
+    here, there = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", QUESTION], stdin=there, stdout=there, stderr=there, start_new_session=True, preexec_fn=_own_terminal)
+    os.close(there)
+    said = b""
+    while b"[y/N]" not in said:
+        said += os.read(here, 4096)
+    os.write(here, b"\\x03")
+    assert child.wait(10) == 130
+    assert os.read(here, 4096).decode().endswith("interrupted\\r\\n")
+    os.close(here)
+
+
+def _own_terminal() -> None:
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

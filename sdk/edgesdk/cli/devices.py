@@ -100,6 +100,7 @@ def deploy(
     """Ship a bundle to a device, or to many, have it tried there, and switch to it only if it answers correctly."""
     from edgesdk import device, project, transport
     from edgesdk import fleet as fleets
+    from edgesdk.cli import files
 
     here = project.load(Path())
     if fleet is not None:
@@ -120,7 +121,10 @@ def deploy(
         transport.ask_password = None  # of many nobody is asked for theirs
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
     plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait, stage=stage)
-    rollout = fleets.Rollout(members, chosen, plan, state=fleet.with_suffix(".state.json") if fleet is not None else None)
+    state = fleet.with_suffix(".state.json") if fleet is not None else None
+    if state is not None:
+        files.check(state)
+    rollout = fleets.Rollout(members, chosen, plan, state=state)
     if rollout.resumed:
         say(f"{len(rollout.resumed)} of {len(members)} were done by an earlier run")
     done = []

@@ -68,7 +68,11 @@ def confirm(question: str, *, otherwise: str) -> None:
     """Go on only if a person says so. Where nobody can be asked it is an error with that hint."""
     if not sys.stdin.isatty():
         raise EdgeSDKError(f"nobody is here to be asked: {question}", otherwise)
-    if not typer.confirm(question, err=True):
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort as interrupt:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt from interrupt
+    if not agreed:
         say("nothing was done")
         raise typer.Exit(1)
 

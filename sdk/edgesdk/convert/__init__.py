@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgesdk.convert import sklearn, torch
 from edgesdk.convert.agreement import Agreement, compare
-from edgesdk.convert.exported import DEFAULT_OPSET, Exported, Request, parse_input
+from edgesdk.convert.exported import DEFAULT_OPSET, OLDEST_OPSET, Exported, Request, parse_input
 from edgesdk.errors import ConversionError, ModelError
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ def convert(source: str, target: Path, *, samples: str | None = None, trust: boo
     """
     exporter = _exporter_for(source, trust=trust)
     _check_target(target)
+    if opset is not None and opset < OLDEST_OPSET:
+        raise ConversionError(f"onnxruntime runs no opset {opset}", f"{OLDEST_OPSET} is the oldest; without --opset it is {DEFAULT_OPSET}")
     exported = exporter(Request(source, trust=trust, opset=opset or DEFAULT_OPSET, samples=samples, inputs=tuple(map(parse_input, inputs))))
     with _written_beside(target, exported.onnx) as part:
         model = _load(part, source)

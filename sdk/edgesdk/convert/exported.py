@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # The opset that PyTorch's exporter writes natively (others are converted from it), old enough for every ONNX Runtime that the agent takes.
 DEFAULT_OPSET = 18
+OLDEST_OPSET = 7  # that onnxruntime promises to run
 DTYPES = ("float32", "float64", "float16", "int64", "int32", "int8", "uint8", "bool")
 
 
