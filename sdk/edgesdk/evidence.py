@@ -7,6 +7,7 @@ search.choose(plans, tools, max_drop=0.01, progress=silent)
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,14 @@ FASTER_IN_8_BITS = 4  # multiply-accumulates of 8 bits in the time of one of flo
 CROSSED = 4  # the same of an element that changes precision
 
 Race = Callable[[Model, Model, float], Paired]  # before, after, seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RacedHere(Paired):
+    """With what onnxruntime took for the model after, which need not be the profile's first provider, and the threads that it had."""
+
+    provider: str
+    threads: int
 
 
 def gather(source: Source, profile: Profile, race: Race | None, *, here: bool) -> Tools:
@@ -53,7 +62,8 @@ def race_here(profile: Profile, feeds: Sequence[Feeds]) -> Race:
 
     def race(before: Model, after: Model, limit_s: float) -> Paired:
         with _opened(before, profile) as first, _opened(after, profile) as second:
-            return compare(first.run, second.run, feeds, spinning=first.spins or second.spins, limit_s=limit_s)
+            found = compare(first.run, second.run, feeds, spinning=first.spins or second.spins, limit_s=limit_s)
+            return RacedHere(**asdict(found), provider=second.providers[0], threads=second.threads)
 
     return race
 

@@ -16,13 +16,13 @@ from math import log10
 from pathlib import Path
 from typing import Any, Literal
 
-from edge_agent import bundle, conditions, probe, worker
+from edge_agent import bundle, conditions, probe
 from edge_agent.bundle import Contents, Layout
 from edgesdk import constraints, costs, evidence, fixed_point, golden, graph, profiles, recipe, search, sparsity
 from edgesdk.accuracy import AGREEMENT, Accuracy
 from edgesdk.benchmark import Paired
 from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, ProjectError, SampleError
-from edgesdk.evidence import Race
+from edgesdk.evidence import Race, RacedHere
 from edgesdk.fixed_point import Agreement
 from edgesdk.graph import Model
 from edgesdk.passes._sites import quantized
@@ -320,7 +320,7 @@ class Made:
             "recipe": self.choice.plan.steps,
             "size_bytes": {"before": self.source.size_bytes, "after": sum(map(len, self.model.values()))},
             "accuracy": self.accuracy,
-            "latency_ms": _latency(self.speed, self.profile),
+            "latency_ms": _latency(self.speed),
             "violations": (),
             "peak_rss_bytes": _peak_bytes(),
             "seconds": round(self.seconds, 1),
@@ -449,16 +449,17 @@ def _enforce(profile: Profile, accuracy: Accuracy, speed: Paired | None, size_by
         raise BudgetMissed(f"the result has {size_bytes} bytes, more than the {budget.max_size_bytes} allowed", "allow more with --max-size-bytes")
 
 
-def _latency(speed: Paired | None, profile: Profile) -> dict[str, Any]:
+def _latency(speed: Paired | None) -> dict[str, Any]:
     if speed is None:
         return {"before": None, "after": None, "device": None}
-    facts, (cores, _) = probe.facts(), worker.cores_of(os.sched_getaffinity(0))
-    where = {"device": facts["cpu_model"], "threads": profile.runtime.intra_op_threads or cores, "provider": profile.providers[0].name}
-    if isinstance(speed, Raced):
+    where: dict[str, Any] = {}
+    if isinstance(speed, RacedHere):
+        where = {"device": probe.facts()["cpu_model"], "threads": speed.threads, "provider": speed.provider}
+    elif isinstance(speed, Raced):
         where = {"device": speed.device, "host": speed.host, "threads": speed.threads, "provider": speed.providers[1]}
     return {
-        "before": round(speed.before_ms, 3),
-        "after": round(speed.after_ms, 3),
+        "before": round(speed.before_ms, 6),
+        "after": round(speed.after_ms, 6),
         "speedup": round(speed.speedup, 3),
         "interval": [round(speed.low, 3), round(speed.high, 3)],
         "runs": speed.runs,

@@ -13,7 +13,7 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +40,7 @@ _FEWEST_ARRIVALS, _LONGEST_RESTART_S = 100, 60.0
 _WINDOW_S, _MOST_WINDOWS = 1.0, 3600
 _MUCH = 0.2  # of the restarts, disturbed: then the result is
 _KEEPS_UP = 0.95  # of a target rate
+_HISTOGRAM = 1.01  # its quantiles are off by less
 _WANTS = {"p90": 10, "p99": 100, "p99.9": 1000}  # answers, of which the slowest is none of the percentile
 
 
@@ -237,7 +238,7 @@ def _result(subject: _Subject, measured: Sequence[Measured], wanted: Wanted, sto
         restarts=done,
         per_query=wanted.per_query,
         phases_ms=last.phases_ms,
-        notes=tuple(_notes(subject, measured, wanted)),
+        notes=(*_notes(subject, measured, wanted), *_outside(_latency(done, whole), _intervals(measured))),
         curve=curve,
         throttled_at_s=throttling.throttled_at(found),
         levels=found,
@@ -320,6 +321,13 @@ def _few(runs: Sequence[int]) -> Iterator[str]:
         yield f"{' and '.join(of_all)}: the slowest of {sum(runs):,} answers, it takes {wants} to tell"
     if of_one:
         yield f"the interval of {' and '.join(of_one)} is that of the slowest answer of each restart: one has only {min(runs):,}"
+
+
+def _outside(latency: Latency, intervals: Mapping[str, Interval]) -> Iterator[str]:
+    """Percentiles are of all answers and intervals of the mean restart: where half of these are twice as slow, both are right and lie apart."""
+    apart = [name for name, (low, high) in intervals.items() if not low / _HISTOGRAM <= getattr(latency, name) <= high * _HISTOGRAM]
+    if apart:
+        yield f"{' and '.join(apart)} of all answers lies outside of the interval, which is of the mean restart: they differ too much to be called one"
 
 
 def _keeps_up(measured: Sequence[Measured], wanted: Wanted) -> bool:

@@ -5,8 +5,10 @@ import time
 
 import numpy as np
 
-from edgesdk import benchmark
+from edgesdk import benchmark, evidence, graph, packaging, profiles, sampling
 from edgesdk.benchmark import compare
+from edgesdk.profiles import Provider, Runtime
+from tests.sdk.small_models import DATA
 
 
 def test_half_the_work_is_faster() -> None:
@@ -57,3 +59,15 @@ def _bootstrapped(ratios: np.ndarray) -> tuple[float, float]:
     draws = np.random.default_rng(0).integers(0, len(ratios), (500, len(ratios)))
     low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def test_a_race_tells_the_provider_that_ran_and_not_the_one_that_was_wished_for() -> None:
+    wished = profiles.find("x86-cpu").model_copy(
+        update={"providers": (Provider(name="CUDAExecutionProvider"), Provider(name="CPUExecutionProvider")), "runtime": Runtime(intra_op_threads=1)}
+    )
+    model = graph.load(DATA / "resnet8_mnist.onnx")
+    found = evidence.race_here(wished, list(sampling.generated(model, 1)))(model, model, 0.1)
+    assert isinstance(found, evidence.RacedHere)
+    assert (found.provider, found.threads) == ("CPUExecutionProvider", 1)
+    told = packaging._latency(found)
+    assert (told["provider"], told["threads"], told["before"]) == ("CPUExecutionProvider", 1, round(found.before_ms, 6))

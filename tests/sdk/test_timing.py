@@ -209,6 +209,17 @@ def test_whether_a_device_keeps_up_is_no_matter_of_how_many_questions_came() -> 
     assert not keeps_up(1.1, [20], stopped=True)
 
 
+def test_a_percentile_that_lies_outside_of_its_interval_is_explained() -> None:
+    def told(*medians_ms: float) -> list[str]:
+        restarts = [measured(each) for each in medians_ms]
+        whole = timing.merged(Histogram.from_dict(one.restart.histogram) for one in restarts)
+        return list(timing._outside(timing._latency([timing._restart(one) for one in restarts], whole), timing._intervals(restarts)))
+
+    assert told(*[1.0, 1.02] * 10) == []
+    (said,) = told(*[1.0, 2.0] * 10)
+    assert said.startswith("p50 and p90 and p99 of all answers lies outside")
+
+
 def test_a_percentile_that_is_the_slowest_answer_is_called_that() -> None:
     assert list(timing._few([2000])) == []
     assert list(timing._few([9])) == ["p90 and p99 and p99.9: the slowest of 9 answers, it takes 10 and 100 and 1,000 to tell"]
