@@ -25,6 +25,7 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 CHANGE = 0.02  # of the median from window to window: what is less is steady
 
 _STEADY_WINDOWS = 3
+_STEADY_S = 0.6  # what rises or falls more slowly is not seen in less
 _PARTS = 10
 _STUDENT = {5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by parts: the quantile at 0.975 for one degree of freedom fewer
 _DRAWS = 500
@@ -133,10 +134,28 @@ def spread(samples: Any) -> float:
 
 
 def steady(windows: Sequence[Window]) -> bool:
-    """Whether the medians of the last three windows differ by no more than 2 %, or than chance explains."""
-    last = windows[-_STEADY_WINDOWS:]
-    if len(last) < _STEADY_WINDOWS:
+    """Whether medians stopped to change: those of the last three windows, and of the last third against the third before it.
+
+    No more than by 2 %, or than chance explains. Three windows alone see no slow change: a clock that takes a second to rise moves a tenth of a
+    second by less than that.
+    """
+    if len(windows) < _STEADY_WINDOWS or windows[-1].begin_s + windows[-1].seconds < _STEADY_S:
         return False
-    medians = [window.ns["p50"] for window in last]
-    allowed = max(CHANGE * min(medians), 2 * math.hypot(*(window.spread_ns for window in last)))
-    return max(medians) - min(medians) <= allowed
+    last, third = windows[-_STEADY_WINDOWS:], len(windows) // 3
+    before, after = windows[-2 * third : -third], windows[-third:]
+    return _alike([window.ns["p50"] for window in last], math.hypot(*(window.spread_ns for window in last))) and _alike(
+        [_middle(before), _middle(after)], math.hypot(_error(before), _error(after))
+    )
+
+
+def _alike(medians: Sequence[float], error: float) -> bool:
+    return max(medians) - min(medians) <= max(CHANGE * min(medians), 2 * error)
+
+
+def _middle(windows: Sequence[Window]) -> float:
+    return float(np.median([window.ns["p50"] for window in windows]))
+
+
+def _error(windows: Sequence[Window]) -> float:
+    """Of the median of their medians."""
+    return (1.2533 if len(windows) > 2 else 1.0) * math.hypot(*(window.spread_ns for window in windows)) / len(windows)

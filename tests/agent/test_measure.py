@@ -314,7 +314,7 @@ def test_windows_count_all_time_but_what_closing_them_takes(clock: Clock) -> Non
 
 def test_a_warm_up_ends_when_it_is_steady_and_not_before(clock: Clock) -> None:
     run, is_steady = warmed(lambda number: clock.pass_by(0.002 + 0.02 / (1 + number / 8)))
-    assert is_steady and run.seconds < 5
+    assert is_steady and run.seconds < 9.5
     assert run.windows[-1].ns["p50"] < run.windows[0].ns["p50"] / 2
     assert max(window.ns["p50"] for window in run.windows[-3:]) <= 1.02 * min(window.ns["p50"] for window in run.windows[-3:])
 
