@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesdk import arrays, users_code
+from edgesdk import arrays, student, users_code
 from edgesdk.errors import EvaluationError
 from edgesdk.graph import Array, Feeds
 
@@ -214,7 +214,7 @@ def drop_interval(before: Scores, after: Scores) -> tuple[float, float] | None:
 
     For scores of 0 and 1 the adjusted Wald interval of Agresti and Min (2005, "Simple improved confidence intervals for
     comparing matched proportions"), which adds half a sample to each cell and so does not collapse when nothing was lost;
-    for other scores the normal one.
+    for other scores Student's.
     """
     count = len(before)
     if count < 2:
@@ -225,7 +225,9 @@ def drop_interval(before: Scores, after: Scores) -> tuple[float, float] | None:
         lost, gained, total = float((drops > 0).sum()) + 0.5, float((drops < 0).sum()) + 0.5, count + 2
         mean = (lost - gained) / total
         variance = (lost + gained - (lost - gained) ** 2 / total) / total**2
-    reach = 1.96 * math.sqrt(variance)
+        reach = 1.96 * math.sqrt(variance)
+    else:
+        reach = student.quantile(count - 1, 0.975) * math.sqrt(variance)
     return round(mean - reach, 6), round(mean + reach, 6)
 
 
@@ -233,7 +235,7 @@ def score_interval(scores: Scores) -> tuple[float, float] | None:
     """95 % interval of the mean score; None for one number.
 
     For scores of 0 and 1 Wilson's (1927, "Probable inference, the law of succession, and statistical inference"), which stays within 0 and 1 and does
-    not collapse where all are right; for other scores the normal one.
+    not collapse where all are right; for other scores Student's.
     """
     count = len(scores)
     if count < 2:
@@ -244,7 +246,7 @@ def score_interval(scores: Scores) -> tuple[float, float] | None:
         middle = (mean + 1.96**2 / (2 * count)) / whole
         reach = 1.96 * math.sqrt(mean * (1 - mean) / count + 1.96**2 / (4 * count**2)) / whole
         return round(max(middle - reach, 0.0), 6), round(min(middle + reach, 1.0), 6)
-    reach = 1.96 * float(scores.std(ddof=1)) / math.sqrt(count)
+    reach = student.quantile(count - 1, 0.975) * float(scores.std(ddof=1)) / math.sqrt(count)
     return round(mean - reach, 6), round(mean + reach, 6)
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgesdk import timing
+from edgesdk import student, timing
 from edgesdk.comparison import LIMIT_S, Estimate, Verdict
 from edgesdk.errors import ProjectError
 from edgesdk.profiles import Profile
@@ -219,24 +219,8 @@ def _ratio(above: Sequence[float], below: Sequence[float]) -> Estimate:
     error = math.sqrt(sum(errors))
     mean = statistics.fmean(logs[0]) - statistics.fmean(logs[1])
     freedom = sum(errors) ** 2 / sum(each**2 / (len(one) - 1) for each, one in zip(errors, logs, strict=True)) if error else math.inf
-    reach = student(freedom) * error
+    reach = student.quantile(freedom, _QUANTILE) * error
     return Estimate(math.exp(mean), math.exp(mean - reach), math.exp(mean + reach))
-
-
-def student(freedom: float) -> float:
-    """Student's quantile at 0.995, within 0.3 % from four degrees of freedom on (Abramowitz and Stegun 1964, 26.7.5).
-
-    >>> [round(student(freedom), 1) for freedom in (4, 8, 30)]
-    [4.6, 3.4, 2.7]
-    """
-    z = statistics.NormalDist().inv_cdf(_QUANTILE)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / freedom ** (place + 1) for place, term in enumerate(terms))
 
 
 def _title(one: Result, other: Result) -> str:

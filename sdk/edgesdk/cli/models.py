@@ -270,7 +270,7 @@ def _pruned(told: dict[str, Any]) -> str:
     else:
         facts.append(f"{macs['before']:,} → {macs['after']:,} multiply-accumulates ({macs['after'] / max(macs['before'], 1):.0%})")
     if latency is not None:
-        facts.append(f"{latency['speedup']:.2f}× as fast here ({latency['low']:.2f} … {latency['high']:.2f})")
+        facts.append(f"{latency['speedup']:.2f}× as fast here ({latency['low']:.2f} … {latency['high']:.2f}, 95 %)")
     facts.append(f"answers {told['snr_db']:.0f} dB above their error" if told["snr_db"] is not None else "the same answers")
     if told["distilled"] is not None:
         facts.append("distilled" if told["distilled"] else "not distilled: training brought it no closer on samples held back, more of them may help")
@@ -445,7 +445,7 @@ def _told(packaged: "Packaged") -> str:
     ]
     if latency["before"] is not None:
         low, high = latency["interval"]
-        speed = f"{latency['speedup']:.2f}× ({low:.2f} … {high:.2f}; {latency['runs']} pairs on {latency['device']})"
+        speed = f"{latency['speedup']:.2f}× ({low:.2f} … {high:.2f}, 95 %; {latency['runs']} pairs on {latency['device']})"
         lines.append(f"  latency   {_ms(latency['before'])} → {_ms(latency['after'])} ms, {speed}")
     lines += [f"  tried     {one['label']}: {_became(one)}" for one in packaged.candidates]
     lines += [f"  note      {note}" for note in packaged.notes]
