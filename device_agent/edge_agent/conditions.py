@@ -184,16 +184,15 @@ def _zones(root: Path) -> List[Path]:
 
 
 def own_s(processes: Sequence[int], root: Path = Path("/")) -> float:
-    """What these processes and all below them have used; of one alone, this one's."""
+    """What these processes and all below them have used, those too that have ended meanwhile: else their time would be taken back, and be others'."""
     if list(processes) == [os.getpid()]:
-        times = os.times()
-        return times.user + times.system
+        return sum(os.times()[:4])
     parents, used = {}, {}
     for stat in root.glob("proc/[0-9]*/stat"):
         fields = _text(stat).rpartition(")")[2].split()
-        if len(fields) > 12:
+        if len(fields) > 14:
             pid = int(stat.parent.name)
-            parents[pid], used[pid] = int(fields[1]), (int(fields[11]) + int(fields[12])) / _TICKS
+            parents[pid], used[pid] = int(fields[1]), sum(map(int, fields[11:15])) / _TICKS
     ours = set(processes)
     while True:
         more = {pid for pid, parent in parents.items() if parent in ours} - ours

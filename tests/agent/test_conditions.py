@@ -167,3 +167,11 @@ def test_the_processor_time_of_a_tree_is_counted_and_so_is_its_memory() -> None:
         child.stdin.close()
         child.stdout.close()
     assert conditions.peak_bytes(1 << 22) is None
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_time_of_a_child_that_has_ended_stays_counted(*, alone: bool) -> None:
+    processes = [os.getpid()] if alone else [os.getpid(), 1 << 22]
+    before = conditions.own_s(processes)
+    subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.5: pass"], check=True)
+    assert conditions.own_s(processes) - before >= 0.4
