@@ -102,8 +102,8 @@ class Contender:
 
 
 def compare(
-    before: Path,
-    after: Path,
+    before: Path | str,
+    after: Path | str,
     profile: Profile | None = None,
     *,
     on: str | None = None,
@@ -112,7 +112,7 @@ def compare(
     progress: Progress = silent,
 ) -> Comparison:
     """Two ONNX files or bundles, on this machine or on a device. Raises an EdgeSDKError where they cannot be told apart fairly."""
-    contenders = (opened(before), opened(after))
+    contenders = (opened(Path(before)), opened(Path(after)))
     shared = _profile(contenders, profile)
     _check_alike(*contenders)
     given = sampling.load(samples, contenders[0].model) if samples else sampling.generated(contenders[0].model, FEEDS)

@@ -73,7 +73,7 @@ def attempt(
 
 def deploy(
     device: Device,
-    bundle: Path,
+    bundle: Path | str,
     *,
     as_profile: str | None = None,
     allowed: Collection[str] = (),
@@ -90,7 +90,7 @@ def deploy(
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as opened:
-        layout = opened.enter_context(Layout.open(bundle))
+        layout = opened.enter_context(Layout.open(Path(bundle)))
         whole = wait and stage is None
         facts = device.persistently(lambda: device.glance(layout, as_profile) if whole else device.facts())
         if isinstance(facts, Activated):

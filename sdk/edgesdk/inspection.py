@@ -151,7 +151,7 @@ class Inspection:
 
 
 def inspect(
-    path: Path,
+    path: Path | str,
     profile: Profile | None = None,
     *,
     samples: str | None = None,
@@ -163,7 +163,7 @@ def inspect(
 
     Raises an EdgeSDKError.
     """
-    model = graph.load(path)
+    model = graph.load(Path(path))
     named = graph.clone(model)
     summary, weights = graph.describe(model), [weight.obeys for weight in sparsity.weights(model)]
     feeds, of_run, unknown = _run(named, samples, _PROFILED_SAMPLES if time_kernels or on else 1)

@@ -199,8 +199,9 @@ def _ladders(profile: Profile) -> list[list[Step]]:
     return [[recipe.pruning(profile, "2:4")], channels] if profile.pruning.two_four else [channels]
 
 
-def optimize(model: Path, profile: Profile, output: Path, samples: str | None, progress: Progress = silent) -> dict[str, Any]:
+def optimize(model: Path | str, profile: Profile, output: Path | str, samples: str | None = None, progress: Progress = silent) -> dict[str, Any]:
     """The model alone that `package` would ship, written to ``output`` with its weights inside. Raises an EdgeSDKError."""
+    model, output = Path(model), Path(output)
     request = Request(model=model, profiles=(profile,), name="model", output=output, calibration=samples)
     made = _package_for(profile, Source.load(model, calibration=samples), request, progress)
     graph.save_as(made.choice.model, output)
@@ -208,7 +209,7 @@ def optimize(model: Path, profile: Profile, output: Path, samples: str | None, p
 
 
 def quantize(
-    model: Path, profile: Profile, *, scheme: Scheme = "int8", samples: str | None = None, progress: Progress = silent, **settings: Any
+    model: Path | str, profile: Profile, *, scheme: Scheme = "int8", samples: str | None = None, progress: Progress = silent, **settings: Any
 ) -> tuple[Model, dict[str, Any]]:
     """One step alone: the simplified model in that number format as the profile wants it, and what became of it.
 
@@ -216,7 +217,7 @@ def quantize(
     answers, against the original's on held-back samples), `violations` and `seconds`. No accuracy is judged: that is what `package` does.
     Raises an EdgeSDKError.
     """
-    began = time.monotonic()
+    began, model = time.monotonic(), Path(model)
     progress("read the model", 0, 0)
     source = Source.load(model, calibration=samples)
     wanted = profile.model_copy(update={"quantization": profile.quantization.model_copy(update={"schemes": (scheme,)})})

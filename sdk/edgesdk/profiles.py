@@ -138,8 +138,9 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.toml"))
 
 
-def find(name: str) -> Profile:
+def find(name: str | Path) -> Profile:
     """The profile of that name, or in that ``.toml`` file. Raises ProfileError."""
+    name = str(name)
     path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
     if not name.endswith(".toml") and name not in names():
         close = difflib.get_close_matches(name, names(), n=1)

@@ -32,6 +32,7 @@ from edgesdk.source import Source, model_files
 
 HALVINGS = 6  # of the range in which the share of the multiply-accumulates is looked for that gives a latency
 RACE_S = 3.0
+GOALS = ("macs", "parameters", "latency", "2:4")
 TAUGHT_S = 240.0  # of training, where that is asked for
 
 
@@ -39,11 +40,13 @@ TAUGHT_S = 240.0  # of training, where that is asked for
 class Goal:
     """The share that stays, between 0 and 1, of what the model costs; or two of every four weights."""
 
-    of: Literal["macs", "parameters", "latency", "2:4"]
+    of: Literal["macs", "parameters", "latency", "2:4"]  # GOALS
     share: float = 0.5
 
     def check(self, profile: Profile) -> None:
         """Raises ProjectError, and ProfileError where the hardware has no use for it."""
+        if self.of not in GOALS:
+            raise ProjectError(f"nobody prunes by {self.of!r}", f"by one of {', '.join(GOALS)}")
         if not 0 < self.share < 1:
             raise ProjectError(f"{self.of} is {self.share:g}: it is the share that stays, between 0 and 1", "0.5 keeps half")
         if self.of == "latency" and not profiles.resembles(profile, probe.facts()):
@@ -84,7 +87,7 @@ class Outlook:
 
 
 def outlook(
-    model: Path,
+    model: Path | str,
     profile: Profile,
     goal: Goal | None,
     *,
@@ -105,7 +108,7 @@ def outlook(
 
 
 def prune(
-    model: Path,
+    model: Path | str,
     profile: Profile,
     goal: Goal,
     *,
@@ -145,7 +148,7 @@ def prune(
             if quantized(slim)
             else "`edgesdk prune --dry-run` tells what stays whole, and why"
         )
-        raise ModelError(f"nothing in `{model.name}` can be pruned so", hint)
+        raise ModelError(f"nothing in `{Path(model).name}` can be pruned so", hint)
     if goal.of == "2:4":
         weights = list(sparsity.weights(made))
         told["sparse"] = {"weights": len(weights), "two_four": sum(weight.obeys for weight in weights)}
@@ -169,9 +172,9 @@ def prune(
     }
 
 
-def _simplified(model: Path, profile: Profile, samples: str, progress: Progress) -> tuple[Source, Plan]:
+def _simplified(model: Path | str, profile: Profile, samples: str, progress: Progress) -> tuple[Source, Plan]:
     progress("read the model", 0, 0)
-    source = Source.load(model, calibration=samples)
+    source = Source.load(Path(model), calibration=samples)
     return source, recipe.float_plan(profile, source.shapes)
 
 

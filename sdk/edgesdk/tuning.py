@@ -115,13 +115,13 @@ class Tuned:
 
 
 def tune(
-    path: Path,
+    path: Path | str,
     profile: Profile | None = None,
     *,
     on: str | None = None,
     samples: str | None = None,
     limit_s: float = LIMIT_S,
-    output: Path | None = None,
+    output: Path | str | None = None,
     signer: Signer | None = None,
     afresh: bool = False,
     progress: Progress = silent,
@@ -133,6 +133,7 @@ def tune(
     that extends the one given. What was measured earlier counts, unless ``afresh``. Raises an EdgeSDKError; what was measured until then is kept.
     """
     begin, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
+    path, output = Path(path), Path(output) if output is not None else None
     opened = comparison.opened(path)
     target = profile_of(opened.profile, profile, on)
     if output is not None:

@@ -15,12 +15,12 @@ from edgesdk.errors import ConstraintViolated, ModelError, SigningError
 from edgesdk.source import runner
 
 
-def verify(path: Path) -> list[dict[str, Any]]:
+def verify(path: Path | str) -> list[dict[str, Any]]:
     """Digests of every blob, signatures, the constraints of each profile, and its golden answers where this machine can give them.
 
     Raises BundleError, SigningError, ConstraintViolated or ModelError at the first thing that is not as it should be.
     """
-    with Layout.open(path) as layout:
+    with Layout.open(Path(path)) as layout:
         layout.verify()
         return [_verified(layout, profile, manifest) for profile, manifest in layout.manifests().items()]
 
