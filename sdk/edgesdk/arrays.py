@@ -24,4 +24,5 @@ def read(path: Path) -> dict[str, Array]:
     except OSError as error:
         raise SampleError(f"`{path}` cannot be read: {error.strerror or error}") from error
     except (ValueError, AttributeError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise SampleError(f"`{path}` is no .npz of plain arrays", "save numbers with np.savez: object arrays are pickles, which are code") from error
+        hint = "object arrays are pickles, which are code" if path.suffix == ".npz" else "an .npz says which input an array is for"
+        raise SampleError(f"`{path}` is no .npz of plain arrays", f"save numbers with np.savez: {hint}") from error

@@ -13,6 +13,8 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, after the path of its key."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typing error makes a key missing, too
     where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "tuple_type":  # so a list is called here, and nowhere in TOML
+        return f"{where}: wants a list: [ … ]"
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
     close = difflib.get_close_matches(str(first["loc"][-1]), keys(model, first["loc"][:-1]), n=1)

@@ -344,6 +344,8 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         size = path.stat().st_size
         if path.is_dir():
+            if (path / "oci-layout").exists():
+                raise ModelError(f"`{path}` is a bundle, and no ONNX file", "`edgesdk verify` checks one, `edgesdk report` shows what is in it")
             raise ModelError(f"`{path}` is a folder", "name the .onnx file in it")
         if size > MAX_BYTES:
             raise ModelError(f"`{path}` is larger than 2 GB", "models for small computers are smaller")

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from edgesdk.errors import EdgeSDKError
@@ -58,10 +59,18 @@ def running(source: str, folder: Path, kind: type[EdgeSDKError]) -> Iterator[Non
     except EdgeSDKError:
         raise
     except (Exception, SystemExit) as error:
-        lines = [line for line in "".join(traceback.format_exception(error)).splitlines() if line.strip()]
+        lines = [line for line in "".join(traceback.format_exception(type(error), error, _theirs(error))).splitlines() if line.strip()]
         raise kind(f"`{source}` failed: {type(error).__name__}: {error}{_place(error, folder)}", "\n".join(lines[-TRACEBACK_LINES:])) from error
     finally:
         sys.path.remove(importable)
+
+
+def _theirs(error: BaseException) -> TracebackType | None:
+    """Where it was raised, from the first line that is not this module's."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return frames
 
 
 def _place(error: BaseException, folder: Path) -> str:

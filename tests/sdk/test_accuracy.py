@@ -99,6 +99,7 @@ def test_the_users_traceback_is_in_the_hint(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError) as failed:
         judge_of(python(tmp_path, "def evaluate(run):\n    return 1 / 0")).scores(nothing)
     assert "return 1 / 0" in failed.value.hint
+    assert "users_code.py" not in failed.value.hint, "which is none of the user's business"
 
 
 def test_what_the_users_code_prints_does_not_mix_with_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,8 @@ def test_every_verb_has_help() -> None:
         (("check", "cut.onnx", "-p", "jetson"), "truncated"),
         (("infer", "local", "digits", "--input", "nowhere.npz"), "`nowhere.npz` cannot be read"),
         (("infer", "local", "digits", "-o", "nowhere/y.npz"), "there is no folder"),
+        (("infer", "local", "digits", "--input", "plain.npy"), "an .npz says which input an array is for"),
+        (("inspect", "bundle"), "`bundle` is a bundle, and no ONNX file"),
         (("infer", "local", "digits", "--input", "wrong.npz", "-o", "wrong.npz"), "`wrong.npz` is what is read"),
         (("optimize", "model.onnx", "-p", "jetson", "-o", "model.onnx"), "`model.onnx` is what is read"),
         (("quantize", "model.onnx", "-p", "jetson", "--calibration", "wrong.npz", "-o", "wrong.npz"), "`wrong.npz` is what is read"),
@@ -112,6 +114,9 @@ def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path,
     np.savez(folder / "pickle.npz", image=np.array([{}], object))
     (folder / "recipe.json").write_text('[{"pass": ["quantize"]}]')
     (folder / "folder.toml").mkdir()
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / "oci-layout").touch()
+    np.save(folder / "plain.npy", np.zeros(3, np.float32))
     before = left(folder)
     result = run(*arguments)
     assert result.exit_code == 1, result.output
@@ -264,6 +269,11 @@ def test_what_the_terminal_cannot_show_is_no_traceback(folder: Path, encoding: s
     assert b"parameters" in shown.stdout
     told = subprocess.run([*inspect, "--json"], env=environment, capture_output=True, check=False)
     assert os.fsencode(json.loads(told.stdout.decode("utf-8"))["model"]) == bytes(model)
+
+
+def test_a_flag_is_shown_without_a_type() -> None:
+    for verb in (("deploy",), ("key", "list"), ("profile", "show"), ()):
+        assert "bool" not in run(*verb, "--help").stdout
 
 
 def test_the_version_is_said() -> None:

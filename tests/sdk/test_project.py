@@ -17,7 +17,13 @@ def test_a_folder_without_a_file_has_an_empty_project(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("modell = 'x'", "modell: unknown key"), ("model = 3", "model: "), ("model =", "not TOML"), ("[budget]\nmax_drop = 'much'", "budget.max_drop")],
+    [
+        ("modell = 'x'", "modell: unknown key"),
+        ("model = 3", "model: "),
+        ("model =", "not TOML"),
+        ("profiles = 'x86-cpu'", "profiles: wants a list"),
+        ("[budget]\nmax_drop = 'much'", "budget.max_drop"),
+    ],
 )
 def test_a_wrong_file_is_refused_with_the_key(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / project.FILE).write_text(text)

@@ -10,15 +10,14 @@ import traceback
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from edgesdk.cli import devices, keys, measuring, models, profiles, tuning
-from edgesdk.cli.output import fail, open_streams, password, say, show
+from edgesdk.cli.output import Group, fail, open_streams, password, say, show
 
 INTERRUPTED = 130
 
 
-class Verbs(TyperGroup):
+class Verbs(Group):
     """Runs a verb and turns what it raises into a sentence and an exit code."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer's own subclass of click's

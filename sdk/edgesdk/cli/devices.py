@@ -306,7 +306,9 @@ def teardown(
             found = opened.tear_down()
     word = "would be removed" if found.dry_run else "removed"
     lines = [f"{host}: {word}: {path}" for path in found.removed] or [f"{host}: there is nothing to remove"]
-    show(found.to_dict(), "\n".join([*lines, *(f"{host}: kept, since it is not the agent's: {path}" for path in found.kept)]), as_json=as_json)
+    show(
+        {"host": host, **found.to_dict()}, "\n".join([*lines, *(f"{host}: kept, since it is not the agent's: {path}" for path in found.kept)]), as_json=as_json
+    )
 
 
 def _retention(store: "StoreStatus") -> list[str]:

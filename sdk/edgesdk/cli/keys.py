@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesdk.cli.output import AsJson, show, table
+from edgesdk.cli.output import AsJson, Group, show, table
 
 if TYPE_CHECKING:
     from edgesdk.replies import Trusted
     from edgesdk.signing import Signer
 
-app = typer.Typer(no_args_is_help=True, help="Sign bundles with an SSH key, and say which keys a device trusts.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Sign bundles with an SSH key, and say which keys a device trusts.")
 Host = Annotated[str, typer.Argument(help="a name of ~/.ssh/config, user@host[:port], or local")]
 
 

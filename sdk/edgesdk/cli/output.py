@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup, TyperOption
 
 from edgesdk.errors import EdgeSDKError
 from edgesdk.progress import Progress, silent
@@ -20,6 +21,27 @@ from edgesdk.units import bytes_text as bytes_text
 
 ENDS = ("active", "unchanged", "staged", "probation", "rolled-back", "failed", "unknown", "skipped")  # what a deployment can come to
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
+
+
+class Group(TyperGroup):
+    """Verbs whose flags the help shows without a type: `--json` takes no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # typer's own subclass of click's types
+        return _without_types(super().get_params(ctx))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = super().get_command(ctx, cmd_name)
+        if found is not None:
+            _without_types(found.get_params(ctx))
+        return found
+
+
+def _without_types(params: list[Any]) -> list[Any]:
+    for param in params:
+        if isinstance(param, TyperOption) and param.is_flag and param.metavar is None:
+            param.metavar = ""
+    return params
+
 
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on stdout")]
 
@@ -61,7 +83,7 @@ def fail(message: str, hint: str) -> None:
     """An error, in red on a terminal."""
     typer.secho(f"error: {message}", fg="red", err=True)
     if hint:
-        say(f"  try: {hint}")
+        say(hint if hint.startswith("Traceback") else f"  try: {hint}")  # of the user's own code
 
 
 def confirm(question: str, *, otherwise: str) -> None:

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from edgesdk.cli.output import AsJson, show, table
+from edgesdk.cli.output import AsJson, Group, show, table
 
-app = typer.Typer(no_args_is_help=True, help="Hardware targets: list, show, check, detect.")
+app = typer.Typer(cls=Group, no_args_is_help=True, help="Hardware targets: list, show, check, detect.")
 
 
 @app.command("list")

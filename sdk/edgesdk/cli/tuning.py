@@ -95,7 +95,7 @@ def _evaluated(found: "Evaluated") -> str:
     samples = f"{found.samples} samples, " if found.samples else ""
     lines = [
         f"{found.name}{f' release {found.release}' if found.release else ''}: {found.metric} {found.score:.4f}{interval}",
-        f"  asked     {samples}{found.asked} times in {found.seconds:.0f} s",
+        f"  asked     {samples}{'once' if found.asked == 1 else f'{found.asked} times'} in {found.seconds:.0f} s",
         f"  on        {where}, {found.threads or '–'} threads",
     ]
     if found.against:
