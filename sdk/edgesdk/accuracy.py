@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesdk import arrays, student, users_code
-from edgesdk.errors import EvaluationError
+from edgesdk.errors import EvaluationError, ModelError
 from edgesdk.graph import Array, Feeds
 
 Run = Callable[[Feeds], dict[str, Array]]
@@ -173,7 +173,10 @@ def _labelled(path: Path) -> Judge:
     def evaluate(run: Run) -> Scores:
         right = []
         for index, label in enumerate(labels):
-            answer = run({name: array[index : index + 1] for name, array in loaded.items()})
+            try:
+                answer = run({name: array[index : index + 1] for name, array in loaded.items()})
+            except ModelError as error:
+                raise EvaluationError(f"`{path.name}`: {error}", error.hint or "its arrays are `labels` and the model's inputs, by their names") from error
             right.append(_class_of(answer, path) == label)
         return np.array(right, float)
 

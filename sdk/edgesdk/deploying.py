@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ class Deployment:
     digest: str | None = None
     previous: str | None = None
     blobs_sent: int = 0
-    bytes_sent: int = 0
+    bytes_sent: int = 0  # of the bundle
+    set_up_bytes: int = 0  # of agent and runtime, where they had to come first
     seconds: float = 0.0
     first_answer_ms: float | None = None
     converted: str | None = None  # where the device's onnxruntime is older than the model: "opset 21 to 19"
@@ -116,7 +117,7 @@ def deploy(
         )
         sent.keep(layout, choice.manifest)
     converted = f"opset {given.description.opset} to {choice.description.opset}" if choice is not given else None
-    return _deployment(device, result, begin, pushed, converted)
+    return replace(_deployment(device, result, begin, pushed, converted), set_up_bytes=plan.sent_bytes)
 
 
 def _lacking_bytes(device: Device, manifest: Manifest, facts: Facts) -> int:

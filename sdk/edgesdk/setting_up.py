@@ -46,6 +46,11 @@ class SetUp:
         return agent + sum(archive.stat().st_size + agent_package.unpacked_bytes(archive) for archive in self.archives)
 
     @property
+    def sent_bytes(self) -> int:
+        """At most: of what is cut off the device keeps a part."""
+        return sum(len(archive.data) for archive in self.agent_archives) + sum(archive.stat().st_size for archive in self.archives)
+
+    @property
     def agent_archives(self) -> tuple[AgentPackage, ...]:
         """The agent, and what of it is compiled, where the device's Python is this one's: a small board takes seconds for that."""
         if self.agent is None:

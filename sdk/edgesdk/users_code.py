@@ -56,7 +56,8 @@ def running(source: str, folder: Path, kind: type[EdgeSDKError]) -> Iterator[Non
     try:
         with contextlib.redirect_stdout(sys.stderr):
             yield
-    except EdgeSDKError:
+    except EdgeSDKError as error:
+        error.hint = error.hint or f"asked by `{source}`{_place(error, folder)}"
         raise
     except (Exception, SystemExit) as error:
         lines = [line for line in "".join(traceback.format_exception(type(error), error, _theirs(error))).splitlines() if line.strip()]

@@ -46,6 +46,7 @@ def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) ->
         deployed = deploying.deploy(pi, first, progress=lambda stage, *_: stages.append(stage))
         assert deployed.outcome == "active" and deployed.previous is None and deployed.first_answer_ms
         assert (deployed.blobs_sent, deployed.bytes_sent) == (len(blobs_of(first)), sum(blobs_of(first).values()))
+        assert deployed.set_up_bytes > 500_000, "the agent, which is none of the bundle"
         assert list(dict.fromkeys(stages))[:3] == ["agent", "start", "push"]
         np.testing.assert_allclose(asked(pi), answer(x, width=WIDTH), atol=1e-3)
         assert pi.infer("toy").agrees
@@ -58,6 +59,7 @@ def test_deploy_ask_report_again_newer_and_back(bench: Bench, tmp_path: Path) ->
         assert (again.outcome, again.blobs_sent, again.bytes_sent, again.digest) == ("unchanged", 0, 0, deployed.digest)
 
         newer = deploying.deploy(pi, second)
+        assert newer.set_up_bytes == 0
         changed = {digest: size for digest, size in blobs_of(second).items() if digest not in blobs_of(first)}
         assert len(changed) < len(blobs_of(second))
         assert (newer.outcome, newer.previous, newer.blobs_sent, newer.bytes_sent) == ("active", deployed.digest, len(changed), sum(changed.values()))

@@ -474,6 +474,7 @@ def test_what_goes_wrong_with_one_of_many_is_in_its_result(tmp_path: Path) -> No
         "previous",
         "blobs_sent",
         "bytes_sent",
+        "set_up_bytes",
         "seconds",
         "first_answer_ms",
         "converted",

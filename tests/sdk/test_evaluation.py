@@ -70,8 +70,12 @@ def test_a_function_that_raises_is_named_with_its_file_and_line(folder: Path) ->
 
 def test_a_question_that_the_model_refuses_says_what_it_takes(folder: Path) -> None:
     (folder / "judge.py").write_text("import numpy as np\n\n\ndef judge(run):\n    return run({'image': np.ones(3, np.float32)})\n")
-    with pytest.raises(ModelError, match=r"refuses the question: the input `image` is float32 \[any, 1, \d+, \d+\], float32 \[3\] came"):
+    with pytest.raises(ModelError, match=r"refuses the question: the input `image` is float32 \[any, 1, \d+, \d+\], float32 \[3\] came") as refused:
         evaluate(folder / "model.onnx", X86, evaluate=f"{folder / 'judge.py'}:judge")
+    assert refused.value.hint.endswith("judge.py:judge` (judge.py, line 5)")
+    np.savez(folder / "other.npz", picture=np.ones((2, 1, 28, 28), np.float32), labels=np.zeros(2))
+    with pytest.raises(EvaluationError, match=r"`other.npz`: the model refuses the question: the model's inputs are `image`; `image` is missing"):
+        evaluate(folder / "model.onnx", X86, evaluate=str(folder / "other.npz"))
 
 
 def test_what_there_is_not_is_said(tmp_path: Path, folder: Path) -> None:

@@ -326,6 +326,7 @@ def _when(waiting: "Waiting", host: str) -> str:
 def _deployed(one: "Deployment") -> str:
     first = f", first answer {one.first_answer_ms:.2f} ms" if one.first_answer_ms is not None else ""
     sent = f"{one.blobs_sent} blobs, {bytes_text(one.bytes_sent)} sent"
+    sent += f" after {bytes_text(one.set_up_bytes)} of set-up" if one.set_up_bytes else ""
     placed = f"; {one.placement}" if one.placement else ""
     placed += f"; converted for its onnxruntime, {one.converted}" if one.converted else ""
     if one.outcome == "staged":
