@@ -80,9 +80,8 @@ class Judged:
 
 def compare(before: Result, after: Result, *, despite: Collection[str] = ()) -> Judged:
     """Raises ProjectError where they are not alike, or say too little."""
-    unknown = sorted(set(despite) - set(WORDS))
-    if unknown:
-        raise ProjectError(f"nothing is called `{unknown[0]}` that could differ", f"it is one of {', '.join(WORDS)}")
+    for result in (before, after):
+        check(result, despite)
     found = list(differences(before, after))
     forbidden = [each for each in found if each.what not in despite]
     if forbidden:
@@ -91,9 +90,6 @@ def compare(before: Result, after: Result, *, despite: Collection[str] = ()) -> 
             "these results are not of the same conditions: " + "; ".join(each.said for each in forbidden),
             f"measure both alike, or compare in spite of it: `--despite {words}`",
         )
-    for result in (before, after):
-        if len(result.restarts) < FEWEST:
-            raise ProjectError(f"the result of `{result.name}` has {len(result.restarts)} restarts, a comparison wants {FEWEST}", "measure it for longer")
     speedups = {metric: _speedup(before, after, metric) for metric in METRICS}
     metric = JUDGED[after.scenario]
     judged = speedups[metric]
@@ -111,6 +107,15 @@ def compare(before: Result, after: Result, *, despite: Collection[str] = ()) -> 
         restarts=(len(before.restarts), len(after.restarts)),
         despite=tuple(each.said for each in found),
     )
+
+
+def check(result: Result, despite: Collection[str]) -> None:
+    """What can be known before the other one is measured. Raises ProjectError."""
+    unknown = sorted(set(despite) - set(WORDS))
+    if unknown:
+        raise ProjectError(f"nothing is called `{unknown[0]}` that could differ", f"it is one of {', '.join(WORDS)}")
+    if len(result.restarts) < FEWEST:
+        raise ProjectError(f"the result of `{result.name}` has {len(result.restarts)} restarts, a comparison wants {FEWEST}", "measure it for longer")
 
 
 def on_two(

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from edge_agent.latency import Histogram
+from edgesdk import timing
+from edgesdk.cli import app
 from edgesdk.errors import ProjectError
 from edgesdk.past import WORDS, compare
 from edgesdk.results import Conditions, Inputs, Latency, Restart, Result, State, read
@@ -190,3 +193,31 @@ def test_the_command_line_fails_a_build_by_a_sure_regression_alone(tmp_path: Pat
     assert "the threads are 4 and 1" in refused.stderr
     assert asked("base.json", "other.json", "--despite", "threads").returncode == 0
     assert asked("base.json", "other.json", "--on", "local").returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "arguments", "told"),
+    [
+        (STEADY, ["--despite", "phase of the moon"], "nothing is called `phase of the moon`"),
+        (STEADY[:2], [], "has 2 restarts, a comparison wants 5"),
+        (STEADY, ["-o", "main.json"], "`main.json` is what is read"),
+    ],
+)
+def test_what_is_known_of_a_baseline_is_said_before_the_long_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: list[float], arguments: list[str], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(timing, "bench", pytest.fail)
+    result(times).save(Path("main.json"))
+    done = CliRunner().invoke(app, ["bench", "local", "model.onnx", "--baseline", "main.json", *arguments])
+    assert done.exit_code == 1
+    assert told in done.stderr
+
+
+def test_a_result_that_is_compared_is_not_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("old.json", "new.json"):
+        result(STEADY).save(Path(name))
+    done = CliRunner().invoke(app, ["compare", "old.json", "new.json", "-o", "new.json"])
+    assert done.exit_code == 1
+    assert "`new.json` is what is read" in done.stderr

@@ -66,6 +66,12 @@ def test_a_baseline_fails_a_build_that_is_slower_for_sure(tmp_path: Path, monkey
     same = CliRunner().invoke(app, [*asked, "--baseline", "main.json", *despite, "--room", "2", "--json"])
     assert same.exit_code == 0, same.output
     assert json.loads(same.stdout)["baseline"]["metric"] == "p50_ms"
+    unlike = CliRunner().invoke(app, [*asked, "--baseline", "main.json", "--despite", "disturbed,state", "--per-query", "2", "--scenario", "offline", "--json"])
+    assert unlike.exit_code == 1
+    shown = json.loads(unlike.stdout)
+    assert shown["latency_ms"]["p50"] > 0, "what was measured is not lost"
+    assert "not of the same conditions" in shown["baseline"]["error"]["message"]
+    assert "not of the same conditions" in unlike.stderr
     document = json.loads(Path("main.json").read_text())
     for restart in document["restarts"]:
         restart["p50_ms"] /= 20

@@ -22,11 +22,11 @@ def check(path: Path, *, makes_folders: bool = False, sources: Iterable[Path | s
         raise ProjectError(f"`{path}` cannot be written", "write elsewhere, or see to its permissions")
 
 
-def check_result(path: Path) -> None:
+def check_result(path: Path, *, sources: Iterable[Path | str | None] = ()) -> None:
     """The same of a result, under a name by which `compare` knows it from a model."""
     if path.suffix != ".json":
         raise ProjectError(f"`{path}` is no name of a result", "give one that ends in .json")
-    check(path)
+    check(path, sources=sources)
 
 
 def check_recipe(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgesdk.cli.output import AsJson, bytes_text, progress, say, show, sparkline, table
+from edgesdk.cli.output import AsJson, bytes_text, fail, progress, say, show, sparkline, table
 
 if TYPE_CHECKING:
     from edgesdk.comparison import Comparison
@@ -61,8 +61,10 @@ def bench(
     if baseline is None and (despite or room is not None):
         raise ProjectError("--despite and --room are for --baseline", "name the earlier result: `--baseline main.json`")
     before = results.load(baseline) if baseline is not None else None
+    if before is not None:
+        past.check(before, _words(despite))
     if output is not None:
-        files.check_result(output)
+        files.check_result(output, sources=(baseline,))
     with progress() as tell:
         found = timing.bench(
             host,
@@ -79,12 +81,21 @@ def bench(
         )
     if output is not None:
         found.save(output)
-    judged = past.compare(before, found, despite=_words(despite)) if before is not None and found.stopped != "interrupted" else None
+    judged, unlike = None, None
+    if before is not None and found.stopped != "interrupted":
+        try:
+            judged = past.compare(before, found, despite=_words(despite))
+        except ProjectError as error:  # what was measured is shown all the same
+            unlike = error
     document = found.to_dict() | ({"baseline": judged.to_dict()} if judged else {})
+    document |= {"baseline": {"error": {"message": str(unlike), "hint": unlike.hint}}} if unlike else {}
     show(document, _measured(found) + (f"\n\n{_judged(judged)}" if judged else ""), as_json=as_json)
     if found.stopped == "interrupted":
         say("this is what there was by then")
         raise typer.Exit(INTERRUPTED)
+    if unlike:
+        fail(str(unlike), unlike.hint)
+        raise typer.Exit(1)
     if judged and judged.slower_by(past.ROOM if room is None else room):
         raise typer.Exit(1)
 
@@ -218,7 +229,7 @@ def compare(
     if not given and len(hosts) < 2 and (despite or room is not None):
         raise ProjectError("--despite and --room are for results of `bench`", "models that are compared now run under the same conditions")
     if output is not None:
-        files.check_result(output)
+        files.check_result(output, sources=(before, after))
     found: Comparison | Judged
     with progress() as tell:
         if given:
@@ -269,6 +280,6 @@ def _compared(found: "Comparison") -> str:
         ("restarts", str(found.restarts), f"{found.pairs:,} pairs in {found.seconds:.0f} s; {found.stopped}"),
         ("asked", found.samples, ""),
         ("on", where, ""),
-        *([("load", f"{found.load[0]} … {found.load[1]}", "of other work and this")] if found.load else []),
+        *([("load", f"{found.load[0]:.1f} … {found.load[1]:.1f}", "of other work and this")] if found.load else []),
     ]
     return table(rows, head=("what", "", "")) + f"\n\n{verdict}"

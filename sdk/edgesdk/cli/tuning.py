@@ -72,7 +72,7 @@ def evaluate(
     from edgesdk.cli import files
 
     if output is not None:
-        files.check_result(output)
+        files.check_result(output, sources=(evaluate, calibration))
     judge = evaluate or (None if calibration else project.load(Path()).evaluate)
     with progress() as advance:
         found = evaluation.evaluate(
