@@ -25,7 +25,7 @@ Scheme = Literal["float32", "int8", "float16", "dynamic-int8", "weights-int8", "
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Recognise(_Table):

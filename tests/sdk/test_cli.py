@@ -90,6 +90,8 @@ def test_every_verb_has_help() -> None:
         (("package", "model.onnx"), "no profile was named"),
         (("package", "model.onnx", "-p", "jetson", "--max-latency-ms", "-5"), "budget.max_latency_ms"),
         (("package", "model.onnx", "-p", "jetson", "--max-size-bytes", "0"), "budget.max_size_bytes"),
+        (("package", "model.onnx", "-p", "jetson", "--max-drop", "nan"), "budget.max_drop: input should be a finite number"),
+        (("package", "model.onnx", "-p", "jetson", "--max-latency-ms", "inf"), "budget.max_latency_ms: input should be a finite number"),
         (("init", "nowhere.onnx"), "there is no model at `nowhere.onnx`"),
         (("deploy", "local"), "none was packaged here"),
         (("deploy", "local", "nowhere"), "there is no bundle at `nowhere`"),
@@ -132,7 +134,15 @@ def test_a_fleet_whose_state_cannot_be_kept_is_not_begun(folder: Path, monkeypat
     assert "`fleet.state.json` cannot be written" in run("deploy", "--fleet", "fleet.toml").stderr
 
 
-@pytest.mark.parametrize("arguments", [("package", "--profil"), ("nothing",), ("package", "model.onnx", "-p", "jetson", "--release", "0")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("package", "--profil"),
+        ("nothing",),
+        ("package", "model.onnx", "-p", "jetson", "--release", "0"),
+        ("package", "model.onnx", "-p", "jetson", "--release", "9" * 30),
+    ],
+)
 def test_wrong_usage_is_exit_2(arguments: tuple[str, ...]) -> None:
     assert run(*arguments).exit_code == 2
 

@@ -23,6 +23,7 @@ def test_a_folder_without_a_file_has_an_empty_project(tmp_path: Path) -> None:
         ("model =", "not TOML"),
         ("profiles = 'x86-cpu'", "profiles: wants a list"),
         ("[budget]\nmax_drop = 'much'", "budget.max_drop"),
+        ("[budget]\nmax_drop = nan", "a finite number"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_key(tmp_path: Path, text: str, words: str) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgesdk.pruning import Outlook
 
 _MOST_PARTS = 12
+_LAST_RELEASE = 2**53 - 1  # every program that reads JSON can hold it
 
 ModelFile = Annotated[Path, typer.Argument(help="an ONNX file")]
 ProfileName = Annotated[str, typer.Option("--profile", "-p", help="a profile's name, or a .toml file")]
@@ -42,7 +43,7 @@ def package(
     max_size_bytes: Annotated[int | None, typer.Option(help="greatest size of the model's files")] = None,
     labels: Annotated[Path | None, typer.Option(help="one class name a line, shipped beside the model")] = None,
     name: Annotated[str | None, typer.Option(help="what programs on the device ask for")] = None,
-    release: Annotated[int | None, typer.Option(min=1, help="release number; the next one if not given")] = None,
+    release: Annotated[int | None, typer.Option(min=1, max=_LAST_RELEASE, metavar="N", help="release number; the next one if not given")] = None,
     recipe: Annotated[Path | None, typer.Option(help="replay the recipe in a recipe.toml or a bundle")] = None,
     save_recipe: Annotated[Path | None, typer.Option(help="write the chosen recipe here, a .toml to keep and to replay")] = None,
     explain: Annotated[Path | None, typer.Option(help="draw what was tried, accuracy against latency: a .png or .svg")] = None,
