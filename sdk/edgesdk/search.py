@@ -201,10 +201,10 @@ class _Search:
             return self._add(Candidate(plan, price=price, note=f"only {share:.0%} of its multiply-accumulates would be 8-bit"))
         try:
             made, model = self._tools.build(plan)
-            if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
-                return None
             if plan.scheme != scheme_of(made.steps):
                 made = replace(made, label=f"{plan.label}: {NOTHING}", scheme=scheme_of(made.steps))
+            if any(candidate.plan.steps == made.steps and candidate.plan.scheme == made.scheme for candidate in self._tried):
+                return None
             if made.exact:
                 return self._add(Candidate(made))
             error = self._tools.error(model)

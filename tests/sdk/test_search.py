@@ -114,6 +114,19 @@ def test_int8_that_is_not_faster_loses_to_float_unscored() -> None:
     assert world.scored == ["float32"]
 
 
+class Nothing(World):
+    """Whose model has nothing that any format can quantize."""
+
+    def build(self, plan: Plan) -> tuple[Plan, Model]:
+        return replace(plan, steps=STEPS), passes.apply(STEPS, self.model)
+
+
+def test_where_there_is_nothing_to_quantize_one_format_says_so() -> None:
+    choice = Nothing().choose(replace(INT8, label="dynamic-int8", scheme="dynamic-int8"), INT8, FLOAT)
+    assert [candidate.plan.label for candidate in choice.tried] == [f"dynamic-int8: {search.NOTHING}"]
+    assert choice.plan.scheme == "float32"
+
+
 def test_between_a_cut_that_missed_and_one_that_held_others_are_tried() -> None:
     drops = tuple(0.0008 * (1 + place) for place in range(9))
     coarse = Effort(64, (0.25, 4096.0), 0, ("minmax",), (), 9)
