@@ -55,7 +55,9 @@ def nothing_left() -> bool:
 
 def test_a_classifier_answers_with_labels_and_an_array_of_probabilities():
     model = RandomForestClassifier(20, random_state=0)
-    converted = convert(dumped(model), Path("model.onnx"), trust=True)
+    stages = []
+    converted = convert(dumped(model), Path("model.onnx"), trust=True, progress=lambda stage, *_: stages.append(stage))
+    assert stages == ["export", "compare answers"]
     rows = data()[0][:7].astype(np.float32)
     answers = ask(Path("model.onnx"), rows)
     assert (answers["label"] == model.predict(rows)).all()

@@ -378,7 +378,8 @@ def convert(
     """Convert a scikit-learn or PyTorch model to ONNX, checked against the source on samples."""
     from edgesdk import convert as converting
 
-    converted = converting.convert(source, output, samples=samples, inputs=input_ or (), trust=trust, opset=opset)
+    with progress() as tell:
+        converted = converting.convert(source, output, samples=samples, inputs=input_ or (), trust=trust, opset=opset, progress=tell)
     show(converted.to_dict(), converted.to_text(), as_json=as_json)
 
 

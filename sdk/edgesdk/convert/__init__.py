@@ -18,6 +18,7 @@ from edgesdk.convert import sklearn, torch
 from edgesdk.convert.agreement import Agreement, compare
 from edgesdk.convert.exported import DEFAULT_OPSET, OLDEST_OPSET, Exported, Request, parse_input
 from edgesdk.errors import ConversionError, ModelError
+from edgesdk.progress import Progress, silent
 
 if TYPE_CHECKING:
     from edgesdk.graph import Model
@@ -65,7 +66,16 @@ class Converted:
         return "\n".join([what, checked, *(f"  {output.to_text()}" for output in self.outputs)])
 
 
-def convert(source: str, target: Path, *, samples: str | None = None, trust: bool = False, opset: int | None = None, inputs: Sequence[str] = ()) -> Converted:
+def convert(
+    source: str,
+    target: Path,
+    *,
+    samples: str | None = None,
+    trust: bool = False,
+    opset: int | None = None,
+    inputs: Sequence[str] = (),
+    progress: Progress = silent,
+) -> Converted:
     """Write ``target`` if it answers as the source does on the samples: the user's, else generated ones. Raises ConversionError or SampleError.
 
     ``inputs`` are shapes like `image=1,3,224,224` or `ids=int64:1,48`, for sources that do not know them.
@@ -74,7 +84,9 @@ def convert(source: str, target: Path, *, samples: str | None = None, trust: boo
     _check_target(target)
     if opset is not None and opset < OLDEST_OPSET:
         raise ConversionError(f"onnxruntime runs no opset {opset}", f"{OLDEST_OPSET} is the oldest; without --opset it is {DEFAULT_OPSET}")
+    progress("export", 0, 0)
     exported = exporter(Request(source, trust=trust, opset=opset or DEFAULT_OPSET, samples=samples, inputs=tuple(map(parse_input, inputs))))
+    progress("compare answers", 0, 0)
     with _written_beside(target, exported.onnx) as part:
         model = _load(part, source)
         feeds = _samples(samples, model)
