@@ -92,6 +92,17 @@ def read_arrays(data: bytes, what: str) -> dict[str, Array]:
         raise BundleError(f"{what} is not an .npz of plain arrays: {error}", "write it with numpy.savez, without object arrays") from error
 
 
+def write_arrays(arrays: Mapping[str, Array]) -> bytes:
+    """An .npz of them. Not np.savez: a tensor may be called `file`, which that takes for its own argument."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, value in arrays.items():
+            array = np.asarray(value)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array.astype(str) if array.dtype == object else array, allow_pickle=False)
+    return packed.getvalue()
+
+
 def check_sizes(archive: zipfile.ZipFile, what: str, most_bytes: int) -> None:
     """Before anything is unpacked: all together is no larger than that, and no array claims to be larger than its file. Raises BundleError, ValueError."""
     if sum(info.file_size for info in archive.infolist()) > most_bytes:

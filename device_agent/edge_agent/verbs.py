@@ -8,7 +8,6 @@ All but a few are questions to the agent over its socket, which is started when 
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import math
 import os
@@ -288,7 +287,6 @@ def infer(home: Path, name: str, *, golden: bool, npz: bool) -> Any:
     """Ask once, as any local program would."""
     homes.use_runtime(home)
     start(home)
-    import numpy as np
 
     from edge_agent import golden as answers
     from edge_agent.client import connect
@@ -304,9 +302,7 @@ def infer(home: Path, name: str, *, golden: bool, npz: bool) -> Any:
     except (ClientError, BundleError) as error:
         raise Failure(str(error), error.hint) from error
     if npz:
-        packed = io.BytesIO()
-        np.savez(packed, **{key: array.astype(np.str_) if array.dtype.kind == "O" else array for key, array in outputs.items()})  # type: ignore[arg-type]
-        return packed.getvalue()
+        return answers.write_arrays(outputs)
     reply: dict[str, Any] = {"outputs": {key: _shown(array) for key, array in outputs.items()}, "latency_ms": round(latency_ms, 3)}
     if sample is not None:
         try:

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import io
 import itertools
 import os
 import re
 import socket
 import time
-import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -188,7 +186,9 @@ class Device:
         """Ask a model; without ``feeds``, its first golden input, and the answer says whether it agrees."""
         if feeds is None:
             return self._reply(Answer, "infer", name, "--golden", "--json", most_bytes=MAX_ANSWER_BYTES)
-        archive = npz(feeds)
+        from edge_agent.golden import write_arrays
+
+        archive = write_arrays(feeds)
         return self._reply(Answer, "infer", name, "--json", stdin=sending.pieces(archive), most_bytes=MAX_ANSWER_BYTES)
 
     def missing(self, blobs: Iterable[Descriptor], *, race: str | None = None) -> tuple[Missing, ...]:
@@ -506,19 +506,6 @@ def _me() -> str:
 
 def _for_race(session: str | None) -> list[str]:
     return ["--race", session] if session else []
-
-
-def npz(feeds: Mapping[str, NDArray[Any]]) -> bytes:
-    """Arrays by name as a file. Not np.savez: an input may be called `file`, which that takes for its own argument."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, value in feeds.items():
-            array = np.asarray(value)
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array.astype(str) if array.dtype == object else array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _last_words(done: Completed) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from edge_agent import probe
 from edge_agent.bundle import Descriptor, digest_of
 from edge_agent.child import Child, ChildFailed
+from edge_agent.golden import write_arrays
 from edgesdk import device, preflight, profiles, sending, setting_up
 from edgesdk.benchmark import Paired, summary
 from edgesdk.device import Device
@@ -280,7 +281,7 @@ def packed(feeds: Sequence[Mapping[str, NDArray[Any]]], inputs: Sequence[str]) -
         if index and size > MOST_FEED_BYTES:
             break
         arrays.update({f"{index}.{place}": feed[name] for place, name in enumerate(inputs)})
-    return device.npz(arrays)
+    return write_arrays(arrays)
 
 
 def described(data: bytes) -> dict[str, Any]:

@@ -81,6 +81,12 @@ def test_text_comes_back_as_onnxruntime_wants_it(tmp_path: Path) -> None:
     assert sample.answers["out_float16"].dtype == np.float16
 
 
+def test_a_tensor_may_have_a_name_that_numpy_takes_for_its_own() -> None:
+    arrays = {"file": np.ones(2, F32), "allow_pickle": np.array(["a", "bc"], object)}
+    back = golden.read_arrays(golden.write_arrays(arrays), "it")
+    assert back["file"].tolist() == [1, 1] and back["allow_pickle"].tolist() == ["a", "bc"]
+
+
 @pytest.mark.parametrize("what", ["pickle", "bomb", "noise", "empty", "cut", "stranger", "half"])
 def test_a_file_that_is_no_golden_answers_is_refused(what: str) -> None:
     with pytest.raises(BundleError):

@@ -249,6 +249,13 @@ def test_a_node_is_saved_with_its_inputs(folder: Path) -> None:
     assert not (folder / "nowhere.onnx").exists()
 
 
+def test_an_input_may_be_called_as_numpy_calls_its_own(folder: Path) -> None:
+    graph.save_as(build([node("Relu", ["file"], ["y"], name="r")], inputs={"file": (1, 2)}, outputs={"y": (1, 2)}), folder / "odd.onnx")
+    done = run("inspect", "odd.onnx", "--save-node", "r", "-o", "r.onnx")
+    assert done.exit_code == 0, done.output
+    assert np.load(folder / "r.npz")["file"].shape == (1, 2)
+
+
 @pytest.mark.slow
 def test_optimize_writes_one_file(folder: Path) -> None:
     told = json.loads(run("optimize", "model.onnx", "-p", "raspberry-pi-5", "--calibration", "calibration.npz", "-o", "small.onnx", "--json").stdout)

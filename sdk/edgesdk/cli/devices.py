@@ -241,6 +241,8 @@ def infer(
     """Ask a model on a device once."""
     import numpy as np
 
+    from edge_agent.golden import write_arrays
+    from edge_agent.store import write_atomically
     from edgesdk import arrays, device
     from edgesdk.cli import files
 
@@ -250,7 +252,7 @@ def infer(
     with device.connect(host) as opened:
         answer = opened.infer(name, feeds)
     if output:
-        np.savez(output, **answer.arrays())  # type: ignore[arg-type]  # numpy's stub takes the names for its own flags
+        write_atomically(output, write_arrays(answer.arrays()), 0o644)
     with np.printoptions(precision=5, threshold=_MOST_SHOWN, edgeitems=_MOST_SHOWN // 2):
         lines = [f"{key}: {array.dtype} {list(array.shape)} {array.ravel()}" for key, array in answer.arrays().items()]
     agrees = {True: ", the golden answer", False: ", NOT the golden answer", None: ""}[answer.agrees]

@@ -320,8 +320,8 @@ def _by_rule(violations: "Sequence[Violation]") -> list[str]:
 
 
 def _save_node(model: Path, name: str, calibration: str | None, output: Path, *, as_json: bool) -> None:
-    import numpy as np
-
+    from edge_agent.golden import write_arrays
+    from edge_agent.store import write_atomically
     from edgesdk import graph, inspection
     from edgesdk.cli import files
 
@@ -330,7 +330,7 @@ def _save_node(model: Path, name: str, calibration: str | None, output: Path, *,
         files.check(target, sources=(model, calibration))
     single, feeds = inspection.alone(model, name, samples=calibration)
     graph.save_as(single, output)
-    np.savez(inputs, **feeds)  # type: ignore[arg-type]  # its stubs take no mapping
+    write_atomically(inputs, write_arrays(feeds), 0o644)
     show({"model": str(output), "inputs": str(inputs)}, f"{output}\n{inputs}", as_json=as_json)
 
 
