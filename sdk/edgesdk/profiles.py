@@ -53,7 +53,7 @@ class Runtime(_Table):
         0.0, ge=0, le=1, description="share of the multiply-accumulates that the accelerator must run, not the CPU: else a device refuses; 0: none"
     )
     onnxruntime: str = Field("", description="the version that the board's vendor ships, where it is fixed")
-    intra_op_threads: int = Field(0, ge=0, description="threads within an operator; 0: one for each core")
+    intra_op_threads: int = Field(0, ge=0, le=1024, description="threads within an operator; 0: one for each core")
     allow_spinning: bool = Field(default=True, description="threads wait busily: faster, and hot")
     prepacking: bool = Field(default=True, description="weights are copied as kernels like them; without, weights.bin stays mapped from the disk")
     max_batch: int = Field(1, ge=1, le=1024, description="rows of questions that wait at the same time and are run as one; 1: none")

@@ -245,8 +245,9 @@ def test_nobody_listens(bench: Bench) -> None:
     assert "refuses the connection" in message and "sshd" in hint
 
 
-def test_a_host_that_does_not_exist(bench: Bench) -> None:
-    assert refusal("pi@no-such-host.invalid")[0] == "there is no host `no-such-host.invalid`"
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "x" * 64, "a..b"])
+def test_a_host_that_does_not_exist(bench: Bench, host: str) -> None:
+    assert refusal(f"pi@{host}")[0] == f"there is no host `{host}`"
 
 
 def test_what_answers_is_no_ssh_server(bench: Bench) -> None:

@@ -47,6 +47,7 @@ def test_an_unknown_key_is_named_with_its_path_and_its_likely_meaning(tmp_path: 
         ('title = "x"\n', "providers"),
         ('title = "x"\nextends = "mine"\n', "circle"),
         ('title = "x"\nextends = "nowhere"\n', "mine.toml: extends: there is no profile `nowhere`"),
+        ('title = "x"\nextends = "arm-cpu"\n[runtime]\nintra_op_threads = 100000\n', "runtime.intra_op_threads: input should be less than or equal to 1024"),
         ('title = "x"\nextends = "arm-cpu.toml"\n', "there is no profile `arm-cpu.toml`"),
         ("title = ", "not TOML"),
         ('title = "x"\nextends = "arm-cpu"\nname = "y"\n', "file's name"),

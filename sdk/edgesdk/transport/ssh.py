@@ -450,14 +450,14 @@ def _translated(settings: Settings) -> Iterator[None]:
     """Every foreign error becomes ConnectionFailed, with what to try."""
     try:
         yield
-    except (paramiko.SSHException, OSError, EOFError) as error:
+    except (paramiko.SSHException, OSError, EOFError, UnicodeError) as error:
         message, hint = _explained(error, settings)
         raise ConnectionFailed(message, hint) from error
 
 
 def _explained(error: Exception, settings: Settings) -> tuple[str, str]:
     where = settings.address
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):  # the latter: a name of which a part has more than 63 letters, or none
         return f"there is no host `{settings.hostname}`", "is it spelled right? its IP address works too"
     if isinstance(error, TimeoutError):
         return f"{where} does not answer within {settings.timeout_s:.0f} s", "is it on, and in this network? a firewall may be in between"
