@@ -209,4 +209,4 @@ def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     config.write_text("Host pi\n  Prot 22\n")
     with pytest.raises(ConnectionFailed, match="ssh cannot read its settings for `pi`") as caught:
         resolve("pi", config)
-    assert "ssh -G pi" in caught.value.hint
+    assert f"`ssh -G -F {config} -- pi`" in caught.value.hint

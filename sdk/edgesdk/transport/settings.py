@@ -83,7 +83,7 @@ def _from_ssh(alias: str, user: str | None, port: int | None, config: Path | Non
         raise ConnectionFailed(f"`ssh -G {alias}` does not answer", "is there a `Match exec` in ~/.ssh/config that waits?") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ConnectionFailed(f"ssh cannot read its settings for `{alias}`: {reason}", f"try `ssh -G {alias}`")
+        raise ConnectionFailed(f"ssh cannot read its settings for `{alias}`: {reason}", f"mend that file: `{shlex.join(argv)}` reads it")
     found: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():
         key, _, value = line.partition(" ")
