@@ -77,6 +77,8 @@ def bench(
     of that length instead. Raises an EdgeSDKError where it cannot be measured.
     """
     wanted = _wanted(scenario, per_query, target_qps, sustained_s)
+    if profile is not None and is_name(what):
+        raise ProjectError(f"`{what}` is deployed, and runs as its bundle says", "leave out --profile, or name the file")
     subject = _deployed(host, str(what), samples, progress) if is_name(what) else _file(host, Path(what), profile, samples, progress)
     started, began = datetime.now(UTC), time.monotonic()
     with subject.place as place:

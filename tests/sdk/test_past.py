@@ -201,6 +201,7 @@ def test_the_command_line_fails_a_build_by_a_sure_regression_alone(tmp_path: Pat
         (STEADY, ["--despite", "phase of the moon"], "nothing is called `phase of the moon`"),
         (STEADY[:2], [], "has 2 restarts, a comparison wants 5"),
         (STEADY, ["-o", "main.json"], "`main.json` is what is read"),
+        (STEADY, ["--sustained", "30m"], "--sustained is one run"),
     ],
 )
 def test_what_is_known_of_a_baseline_is_said_before_the_long_work(

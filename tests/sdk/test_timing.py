@@ -22,6 +22,7 @@ from edgesdk.cli import app
 from edgesdk.comparison import LOOKS
 from edgesdk.errors import DeviceError, ModelError, ProjectError
 from edgesdk.measuring import Interrupted, Measured, Wanted
+from edgesdk.profiles import find
 from edgesdk.timing import bench, interval, is_name, restarts
 from edgesdk.transport import Completed
 from tests.bundles import write_bundle
@@ -167,6 +168,11 @@ def test_a_file_is_measured_here_and_the_result_is_whole(tmp_path: Path, monkeyp
     assert found.settings["providers"] and found.provider == "CPUExecutionProvider" and found.nodes
     found.save(tmp_path / "x.json")
     assert results.load(tmp_path / "x.json") == found
+
+
+def test_what_is_deployed_runs_as_its_bundle_says() -> None:
+    with pytest.raises(ProjectError, match="`ocr` is deployed, and runs as its bundle says"):
+        bench("local", "ocr", profile=find("x86-cpu"))
 
 
 def test_a_bundle_brings_name_release_and_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,6 +60,8 @@ def bench(
     seconds = _seconds(sustained) if sustained else None
     if baseline is None and (despite or room is not None):
         raise ProjectError("--despite and --room are for --baseline", "name the earlier result: `--baseline main.json`")
+    if baseline is not None and seconds is not None:
+        raise ProjectError("--sustained is one run, and a --baseline is compared by its restarts", "leave one of them out")
     before = results.load(baseline) if baseline is not None else None
     if before is not None:
         past.check(before, _words(despite))
