@@ -264,7 +264,8 @@ class Search:
         every = [each for entry in self.entries.values() for each in entry.races]
         races = confirmed[0] if confirmed else every
         if not races:
-            raise ModelError("nothing could be measured: no change of its settings runs", "`edgesdk compare` tells whether the model itself does")
+            why = next((each.note for each in self.entries.values() if each.failed), "the time was up")
+            raise ModelError(f"nothing could be measured: {why}", "`edgesdk compare` tells whether the model itself runs; --limit-s gives more time")
         estimate = confirmed[1] if confirmed else comparison.Estimate(1.0, 1.0, 1.0)
         chosen = estimate.verdict == "faster"
         if candidate:

@@ -391,3 +391,9 @@ def test_what_is_chosen_is_not_slower_later(tmp_path: Path, monkeypatch: pytest.
     (row,) = benchmark.run([entry for entry in SUITE if entry.name == "bilstm"], X86, 8, 1)
     assert row.verdict != "slower"
     assert row.text.startswith("| bilstm |")
+
+
+def test_why_nothing_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"nothing could be measured: does not run: .* wants TensorrtExecutionProvider"):
+        tune(MODEL, profiles.find("jetson"), limit_s=1)
