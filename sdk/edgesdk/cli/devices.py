@@ -104,8 +104,9 @@ def deploy(
 
     here = project.load(Path())
     if fleet is not None:
-        if bundle is None and host is not None:
-            bundle = Path(host)
+        if bundle is not None:
+            raise typer.BadParameter(f"with --fleet the devices are the file's, not {host!r}: name the bundle alone, and --select some of them")
+        bundle = Path(host) if host is not None else None
         members = fleets.select(fleets.load(fleet), select or [])
     else:
         members = _named(host, here.devices, select)
