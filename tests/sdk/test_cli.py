@@ -128,6 +128,13 @@ def test_what_the_user_can_mend_is_one_sentence_and_leaves_nothing(folder: Path,
     assert left(folder) == before
 
 
+def test_one_device_is_not_taken_for_the_whole_fleet(folder: Path) -> None:
+    (folder / "fleet.toml").write_text('[[devices]]\nhost = "pi"\n')
+    done = run("deploy", "pi", "bundles/digits", "--fleet", "fleet.toml")
+    assert done.exit_code == 2
+    assert "not 'pi'" in done.stderr
+
+
 def test_a_fleet_whose_state_cannot_be_kept_is_not_begun(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "fleet.toml").write_text('[[devices]]\nhost = "pi"\nbundle = "nowhere"\n')
     monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
