@@ -102,6 +102,8 @@ def test_every_verb_has_help() -> None:
         (("infer", "local", "digits", "--input", "nowhere.npz"), "`nowhere.npz` cannot be read"),
         (("infer", "local", "digits", "-o", "nowhere/y.npz"), "there is no folder"),
         (("infer", "local", "digits", "--input", "plain.npy"), "an .npz says which input an array is for"),
+        (("inspect", "model.onnx", "-o", "told.json"), "--output is where --save-node writes"),
+        (("inspect", "model.onnx", "--save-node", "/0/Conv", "--on", "pi"), "--save-node writes one node"),
         (("inspect", "bundle"), "`bundle` is a bundle, and no ONNX file"),
         (("infer", "local", "digits", "--input", "wrong.npz", "-o", "wrong.npz"), "`wrong.npz` is what is read"),
         (("optimize", "model.onnx", "-p", "jetson", "-o", "model.onnx"), "`model.onnx` is what is read"),

@@ -302,7 +302,12 @@ def inspect(
 ) -> None:
     """What a model is made of, what a run of it needs, and what a profile's hardware would say to it."""
     from edgesdk import inspection, profiles
+    from edgesdk.errors import ProjectError
 
+    if output is not None and save_node is None:
+        raise ProjectError("--output is where --save-node writes", "what is told goes into a file with: --json > inspected.json")
+    if save_node is not None and (profile or on or profile_ops):
+        raise ProjectError("--save-node writes one node, and looks at nothing else", "leave out --profile, --on and --profile-ops")
     if save_node is not None:
         _save_node(model, save_node, calibration, output or Path(re.sub(r"[^A-Za-z0-9._-]+", "_", save_node).strip("_.") + ".onnx"), as_json=as_json)
         return
