@@ -101,7 +101,7 @@ def evaluate(
     evaluate: str | None = None,
     on: str | None = None,
     samples: str | None = None,
-    against: Path | None = None,
+    against: Path | str | None = None,
     progress: Progress = silent,
 ) -> Evaluated:
     """An ONNX file, a bundle, or with ``on`` the name of a model that is active there; judged by ``evaluate`` as `package` takes it.
@@ -114,7 +114,7 @@ def evaluate(
     if evaluate is None and against is None:
         raise EvaluationError("there is nothing to judge the answers by", "give --evaluate, or the original they should agree with: --against")
     given = None if name else comparison.opened(Path(what))
-    reference = graph.load(against) if against else None
+    reference = graph.load(Path(against)) if against else None
     original = source.runner(reference) if reference is not None else None
     feeds: list[Feeds] = []
     if evaluate is None and reference is not None:

@@ -53,7 +53,7 @@ def test_a_bundle_runs_as_its_profile_says(tmp_path: Path) -> None:
 
 
 def test_without_labels_it_is_agreement_with_the_original(folder: Path) -> None:
-    found = evaluate(folder / "model.onnx", X86, against=folder / "model.onnx", samples=str(folder / "calibration.npz"))
+    found = evaluate(folder / "model.onnx", X86, against=str(folder / "model.onnx"), samples=str(folder / "calibration.npz"))
     assert (found.metric, found.score) == (accuracy.AGREEMENT, 1.0)
     assert "calibration.npz" in found.source
     assert found.samples is not None and found.samples > 10
