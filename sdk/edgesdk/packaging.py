@@ -484,8 +484,13 @@ def _next_release(request: Request, made: list[Made]) -> int:
 
 
 def check_output(output: Path, name: str, *, force: bool) -> None:
-    """Before the long work: the target can be written, and what is there is an older bundle of this name. Raises ProjectError."""
+    """Before the long work: the target can be written, and what is there is an older bundle of this name. Raises ProjectError.
+
+    ``force`` replaces another bundle or file, never a folder of other things: `-o bundles --force` would take all of them.
+    """
     bundle.check_name(name)
+    if output.is_dir() and not (output / "oci-layout").exists() and any(output.iterdir()):
+        raise ProjectError(f"`{output}` is a folder with other things in it", f"choose another -o, such as {output / name}")
     if output.exists() and not force:
         try:
             with Layout.open(output) as layout:

@@ -54,7 +54,7 @@ def package(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder or .tar; bundles/NAME if not given")] = None,
     *,
     quick: Annotated[bool, typer.Option("--quick", help="try little: a first answer in a fraction of the time")] = False,
-    force: Annotated[bool, typer.Option("--force", help="replace whatever is at --output")] = False,
+    force: Annotated[bool, typer.Option("--force", help="replace another bundle, or a file, at --output")] = False,
     unsigned: Annotated[bool, typer.Option("--unsigned", help="do not sign it, although `edgesdk key use` has chosen a key")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -97,6 +97,8 @@ def package(
         force=force,
         signer=None if unsigned else signing.in_use(),
     )
+    if request.output.is_file():
+        files.check(request.output, sources=(source, request.calibration, request.evaluate, request.labels))
     with progress() as advance:
         packaged = packaging.package(request, advance)
     if save_recipe is not None:

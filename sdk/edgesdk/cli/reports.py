@@ -43,7 +43,7 @@ def report(
     if select and not fleet:
         raise typer.BadParameter("--select chooses from a fleet: name its file, --fleet fleet.toml")
     if html is not None:
-        files.check(html)
+        files.check(html, sources=paths)
     if as_json and not (paths or fleet or html):
         with device.connect(names[0] if names else "local") as opened:
             show(opened.report(names[1] if len(names) > 1 else None).model_dump(mode="json", exclude={"models": {"__all__": {"versions"}}}), "", as_json=True)
