@@ -30,6 +30,7 @@ import edge_agent
 from edge_agent.bundle import digest_of, digest_of_file
 from edgesdk.cache import cache_folder
 from edgesdk.errors import DeviceError
+from edgesdk.progress import Progress, silent
 from edgesdk.replies import Facts
 from edgesdk.runtimes import version_of
 
@@ -86,7 +87,7 @@ def runtime_tag(facts: Facts) -> str:
     return f"{facts.abi}-{facts.architecture}-{(facts.libc or 'unknown').split(' ')[0]}"
 
 
-def runtime_wheels(facts: Facts, onnxruntime: str, wheelhouse: Path | None = None) -> list[Path]:
+def runtime_wheels(facts: Facts, onnxruntime: str, wheelhouse: Path | None = None, progress: Progress = silent) -> list[Path]:
     """numpy and onnxruntime for the device, the latter at least of that version. Raises DeviceError where there are none.
 
     From ``wheelhouse``, a folder of wheels, and from nowhere else if it is given.
@@ -95,7 +96,10 @@ def runtime_wheels(facts: Facts, onnxruntime: str, wheelhouse: Path | None = Non
         return _newest(wheelhouse, facts, onnxruntime) or _refuse(wheelhouse, facts, onnxruntime)
     folder = cache_folder() / "wheels" / runtime_tag(facts)
     with _fetching:  # many devices of one kind are set up at once, and wait for one download
-        wheels = _newest(folder, facts, onnxruntime) or _fetch(folder, facts, onnxruntime)
+        wheels = _newest(folder, facts, onnxruntime)
+        if not wheels:
+            progress("fetch numpy and onnxruntime", 0, 0)
+            wheels = _fetch(folder, facts, onnxruntime)
     for wheel in wheels:
         _check_pin(wheel)
     return wheels

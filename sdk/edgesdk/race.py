@@ -81,7 +81,7 @@ def prepared(host: str, profile: Profile | None, progress: Progress = silent) ->
         facts = there.facts()
         profile = profile or recognised(facts, host)
         preflight.check_target(profile, facts, host)
-        plan = setting_up.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed)
+        plan = setting_up.plan_set_up(facts, prefer_installed=profile.runtime.prefer_installed, progress=progress)
         preflight.check_space(plan.needed_bytes, facts, host)
         setting_up.set_up(there, facts, plan, progress)
         yield there, facts, profile

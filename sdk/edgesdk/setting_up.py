@@ -74,12 +74,12 @@ def fitted(
     needs, stays = preflight.need(choice, host, facts), preflight.staying(choice, facts)
     vendors = choice.profile.runtime.prefer_installed and not choice.assumed
     if stays is not None:
-        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors, wheelhouse=wheelhouse), stays
+        plan, runs = plan_set_up(facts, stays, prefer_installed=vendors, wheelhouse=wheelhouse, progress=progress), stays
     else:
         try:
-            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors, wheelhouse=wheelhouse)
+            return layout, choice, plan_set_up(facts, needs, prefer_installed=vendors, wheelhouse=wheelhouse, progress=progress)
         except agent_package.TooNew:  # there are older ones
-            plan = plan_set_up(facts, wheelhouse=wheelhouse)
+            plan = plan_set_up(facts, wheelhouse=wheelhouse, progress=progress)
             runs = agent_package.version_in(plan.wheels) or (facts.onnxruntime.version if facts.onnxruntime else "0")
             if not preflight.may_be_lowered(choice, runs):
                 raise
@@ -105,13 +105,21 @@ def _sign_again(choice: preflight.Choice, facts: Facts, host: str, runs: str) ->
     return signer.sign if signer else None
 
 
-def plan_set_up(facts: Facts, onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME, *, prefer_installed: bool = False, wheelhouse: Path | None = None) -> SetUp:
+def plan_set_up(
+    facts: Facts,
+    onnxruntime: str = agent_package.OLDEST_ONNXRUNTIME,
+    *,
+    prefer_installed: bool = False,
+    wheelhouse: Path | None = None,
+    progress: Progress = silent,
+) -> SetUp:
     """What the device lacks. Wheels are fetched to this machine's cache now, so that their absence is known before anything is sent."""
     package = agent_package.build()
     current = facts.agent is not None and facts.agent.digest == package.name
     oldest = max(onnxruntime, agent_package.OLDEST_ONNXRUNTIME, key=version_of)
     usable = facts.onnxruntime and facts.numpy and (prefer_installed or version_of(facts.onnxruntime.version) >= version_of(oldest))
-    return SetUp(None if current else package, () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse)), facts.abi)
+    wheels = () if usable else tuple(agent_package.runtime_wheels(facts, oldest, wheelhouse, progress))
+    return SetUp(None if current else package, wheels, facts.abi)
 
 
 def set_up(device: Device, facts: Facts, plan: SetUp, progress: Progress = silent, signer: Signer | None = None, *, tried: bool = False) -> None:
@@ -167,7 +175,7 @@ def set_up_system(device: Device, ask: Ask = on_terminal, *, wheelhouse: Path | 
     device.account("make", *([login.user] if login.user else []))
     device.reconnect()  # the login user's new group holds from then on
     facts = device.facts()
-    signer, plan = first_signer(facts), plan_set_up(facts, wheelhouse=wheelhouse)
+    signer, plan = first_signer(facts), plan_set_up(facts, wheelhouse=wheelhouse, progress=progress)
     preflight.check_space(plan.needed_bytes, facts, device.host)
     set_up(device, facts, plan, progress, signer)
     if facts.agent and facts.agent.running and not (plan.agent or plan.wheels):

@@ -103,6 +103,14 @@ def test_what_pip_does_not_find_is_said_in_one_sentence() -> None:
     assert "index" in agent_package._pip_failure("ERROR: Could not connect", "Python 3.9")[1]
 
 
+def test_a_download_shows_that_it_is_at_work(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a minute where the network is slow."""
+    monkeypatch.setattr(agent_package, "_fetch", lambda *_: [])
+    stages: list[str] = []
+    agent_package.runtime_wheels(BOARD, "1.16", progress=lambda stage, *_: stages.append(stage))
+    assert stages == ["fetch numpy and onnxruntime"]
+
+
 @pytest.mark.slow
 def test_real_wheels_for_a_raspberry_pi(cache: Path) -> None:
     wheels = agent_package.runtime_wheels(BOARD, "1.16")

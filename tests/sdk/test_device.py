@@ -166,7 +166,7 @@ def test_nothing_is_sent_where_the_device_has_what_it_needs() -> None:
 def test_wheels_are_sent_where_the_runtime_is_missing_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = tmp_path / "onnxruntime-1.20.0-x.whl"
     asked = []
-    monkeypatch.setattr(device.agent_package, "runtime_wheels", lambda _, oldest, _wheelhouse: asked.append(oldest) or [wheel])
+    monkeypatch.setattr(device.agent_package, "runtime_wheels", lambda _, oldest, *_more: asked.append(oldest) or [wheel])
     for found in (facts(PC, onnxruntime=None), facts(PC, numpy=None), facts(PC, onnxruntime=CPU | {"version": "1.15.0"})):
         assert setting_up.plan_set_up(found).wheels == (wheel,)
     assert asked == ["1.16"] * 3

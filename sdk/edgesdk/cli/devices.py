@@ -62,13 +62,15 @@ def setup(
         if dry_run:
             if systems:
                 setting_up.check_for_system(facts, host)
-            would = setting_up.set_up_words(facts, setting_up.plan_set_up(facts, wheelhouse=wheelhouse), setting_up.first_signer(facts), system=systems)
+            would = setting_up.set_up_words(
+                facts, setting_up.plan_set_up(facts, wheelhouse=wheelhouse, progress=advance), setting_up.first_signer(facts), system=systems
+            )
             show({"host": host, "would": would}, "\n".join(f"{host}: would {line}" for line in would) or f"{host}: nothing is left to do", as_json=as_json)
             return
         if systems:
             plan = setting_up.set_up_system(opened, wheelhouse=wheelhouse, progress=advance)
         else:
-            plan = setting_up.plan_set_up(facts, wheelhouse=wheelhouse)
+            plan = setting_up.plan_set_up(facts, wheelhouse=wheelhouse, progress=advance)
             setting_up.set_up(opened, facts, plan, advance, setting_up.first_signer(facts))
         found = opened.status()
     sent = ["agent"] * bool(plan.agent) + [wheel.name.split("-")[0] for wheel in plan.wheels]
