@@ -6,6 +6,7 @@ A recipe is a list of steps, `{"pass": name, "settings": {…}}`, which `passes.
 model is found out by `search`.
 """
 
+import difflib
 import json
 import tomllib
 from collections.abc import Sequence
@@ -123,6 +124,9 @@ def _last_steps(scheme: Scheme, profile: Profile) -> dict[str, tuple[Step, ...]]
     return {label: (*before, {"pass": asked[0], "settings": asked[1]}) if asked else () for label, asked in settings.items() if label.split(",")[0] == scheme}
 
 
+_KEYS = ("pass", "settings")
+
+
 def read(path: Path, profile: str) -> tuple[Step, ...]:
     """The steps in a `recipe.toml` or `.json`, or those of a bundle for that profile. Raises ProjectError."""
     try:
@@ -136,6 +140,13 @@ def read(path: Path, profile: str) -> tuple[Step, ...]:
     except (OSError, ValueError, KeyError) as error:
         raise ProjectError(f"there is no recipe for `{profile}` in `{path}`: {error}", "give a recipe.toml, or a bundle that has this profile") from error
     steps = [{"settings": {}, **step} if isinstance(step, dict) else {} for step in steps] if isinstance(steps, list) else [{}]
+    for number, step in enumerate(steps, 1):
+        if strange := next((key for key in step if key not in _KEYS), None):
+            raise ProjectError(f"`{path}`: step {number}: unknown key `{strange}`", f"a step has {' and '.join(_KEYS)}")
+        if isinstance(step.get("pass"), str) and not _is_pass(step["pass"]):
+            close = difflib.get_close_matches(step["pass"], passes.PASSES, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else f"the passes are {', '.join(passes.PASSES)}"
+            raise ProjectError(f"`{path}`: step {number}: there is no pass `{step['pass']}`", hint)
     known = all(step.keys() == {"pass", "settings"} and _is_pass(step["pass"]) and isinstance(step["settings"], dict) for step in steps)
     if not known:
         raise ProjectError(f"`{path}` is no recipe", f"a list of steps, each a `pass` and its `settings`; the passes are {', '.join(passes.PASSES)}")

@@ -89,3 +89,18 @@ def test_what_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.toml").write_text(text)
     with pytest.raises(ProjectError, match="recipe"):
         recipe.read(tmp_path / "recipe.toml", "x86-cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "told", "hint"),
+    [
+        ('[[steps]]\npass = "fold_constants"\n[[steps]]\npass = "quantise"\n', "step 2: there is no pass `quantise`", "did you mean `quantize`?"),
+        ('[[steps]]\npass = "quantize"\nsetings = {}\n', "step 1: unknown key `setings`", "a step has pass and settings"),
+    ],
+)
+def test_what_is_misspelt_in_a_recipe_is_named(tmp_path: Path, text: str, told: str, hint: str) -> None:
+    (tmp_path / "recipe.toml").write_text(text)
+    with pytest.raises(ProjectError) as refused:
+        recipe.read(tmp_path / "recipe.toml", "x86-cpu")
+    assert told in str(refused.value)
+    assert refused.value.hint == hint
