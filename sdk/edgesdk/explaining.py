@@ -17,8 +17,9 @@ def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{where}: wants a list: [ … ]"
     if first["type"] != "extra_forbidden":
         return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}"
-    close = difflib.get_close_matches(str(first["loc"][-1]), keys(model, first["loc"][:-1]), n=1)
-    return f"{where}: unknown key" + (f" (did you mean {close[0]}?)" if close else "")
+    there = keys(model, first["loc"][:-1])
+    close = difflib.get_close_matches(str(first["loc"][-1]), there, n=1)
+    return f"{where}: unknown key ({f'did you mean {close[0]}?' if close else 'there are ' + ', '.join(there)})"
 
 
 def keys(model: type[BaseModel], where: tuple[int | str, ...]) -> list[str]:

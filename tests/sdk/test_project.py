@@ -19,6 +19,7 @@ def test_a_folder_without_a_file_has_an_empty_project(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("modell = 'x'", "modell: unknown key"),
+        ("[budget]\nzzz = 1", r"budget.zzz: unknown key \(there are max_drop, max_latency_ms, max_size_bytes\)"),
         ("model = 3", "model: "),
         ("model =", "not TOML"),
         ("profiles = 'x86-cpu'", "profiles: wants a list"),
