@@ -215,8 +215,8 @@ def parse_json(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def to_json(document: object) -> bytes:
-    """The one way that this format writes JSON: sorted keys, no spaces, UTF-8, a newline at the end."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    """The one way that this format writes JSON: sorted keys, no spaces, UTF-8, a newline at the end. What is no UTF-8 in a file's name becomes `?`."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(errors="replace") + b"\n"
 
 
 class Layout:

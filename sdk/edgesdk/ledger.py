@@ -63,7 +63,7 @@ class Ledger:
 
     def _append(self, document: Mapping[str, Any]) -> None:
         try:
-            self._stream.write(json.dumps(document, ensure_ascii=False).encode() + b"\n")
+            self._stream.write(json.dumps(document, ensure_ascii=False).encode(errors="replace") + b"\n")
             self._stream.flush()
             os.fsync(self._stream.fileno())
         except OSError as error:

@@ -230,10 +230,10 @@ def _finite(text: str) -> float:
 
 
 def write(path: Path, document: Mapping[str, Any]) -> None:
-    """Beside, then renamed. Raises ResultError."""
+    """Beside, then renamed. What is no UTF-8 in a file's name becomes `?`. Raises ResultError."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        scratch.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8", errors="replace")
         scratch.replace(path)
     except OSError as error:
         scratch.unlink(missing_ok=True)

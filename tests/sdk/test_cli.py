@@ -235,6 +235,15 @@ def test_init_writes_what_package_then_obeys(folder: Path) -> None:
     assert run("init").exit_code == 1
 
 
+def test_init_leaves_nothing_half_written(folder: Path) -> None:
+    odd = folder / os.fsdecode(b"odd\xff.onnx")
+    odd.write_bytes((folder / "model.onnx").read_bytes())
+    done = run("init", odd.name)
+    assert done.exit_code == 1
+    assert "no UTF-8" in done.stderr
+    assert not (folder / "edgesdk.toml").exists()
+
+
 def test_inspect_and_check_and_profiles_have_two_renderings() -> None:
     assert "Conv" in run("inspect", "model.onnx").stdout
     told = json.loads(run("inspect", "model.onnx", "-p", "kria-kv260", "--profile-ops", "--json").stdout)

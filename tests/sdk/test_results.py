@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge_agent.bundle import to_json
 from edge_agent.latency import Histogram
 from edgesdk import results
 from edgesdk.errors import ResultError
@@ -158,6 +160,13 @@ def test_a_histogram_that_does_not_add_up_is_no_result(tmp_path: Path) -> None:
 def test_other_kinds_are_read_and_written_as_documents(tmp_path: Path) -> None:
     results.write(tmp_path / "x.json", {"schema": 1, "kind": "tune", "tried": []})
     assert results.read(tmp_path / "x.json")["tried"] == []
+
+
+def test_a_name_that_is_no_utf_8_costs_no_result(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"odd\xff.onnx")
+    results.write(tmp_path / "x.json", {"schema": 1, "kind": "evaluate", "name": odd})
+    assert results.read(tmp_path / "x.json")["name"] == "odd?.onnx"
+    assert json.loads(to_json({"source": odd})) == {"source": "odd?.onnx"}
 
 
 def test_a_file_that_cannot_be_is_an_error(tmp_path: Path) -> None:

@@ -393,6 +393,7 @@ def convert(
 def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; without one, the only one here")] = None, *, as_json: AsJson = False) -> None:
     """Write a commented edgesdk.toml from what is in this folder."""
     from edge_agent import probe
+    from edge_agent.store import write_atomically
     from edgesdk import profiles, project
     from edgesdk.errors import ProjectError
 
@@ -405,7 +406,11 @@ def init(model: Annotated[Path | None, typer.Argument(help="an ONNX file; withou
     found = {key: next((str(path) for path in sorted(Path().glob(pattern))), None) for key, pattern in (("calibration", "calib*"), ("evaluate", "eval*"))}
     evaluate = found["evaluate"] + ":evaluate" if found["evaluate"] and found["evaluate"].endswith(".py") else found["evaluate"]
     fitting = [profile.name for profile in profiles.recognise(probe.facts())][:1]
-    target.write_text(project.template(str(chosen), calibration=found["calibration"], evaluate=evaluate, profiles=fitting), encoding="utf-8")
+    text = project.template(str(chosen), calibration=found["calibration"], evaluate=evaluate, profiles=fitting)
+    try:
+        write_atomically(target, text.encode(), 0o644)
+    except UnicodeEncodeError as error:
+        raise ProjectError("a name is no UTF-8, which TOML wants", "rename the file") from error
     show({"written": str(target)}, "", as_json=as_json)
     say(f"wrote {target}: look it through, then run `edgesdk package`")
 

@@ -56,7 +56,7 @@ def report(
     with progress() as advance:
         made = made_from(*hosts, name=model[0] if model else None, files=paths, progress=advance)
     if html is not None:
-        write_atomically(html, made.to_html().encode(), 0o644)
+        write_atomically(html, made.to_html().encode(errors="replace"), 0o644)
         say(f"wrote {html}")
     show(made.to_dict(), "" if html else "\n".join(_told(made)), as_json=as_json)
 
