@@ -9,6 +9,7 @@ What can be known from a file's header (names, types, shapes) is refused before 
 
 import hashlib
 import itertools
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Array, Feeds, Model
 
 LABELS = "labels"  # a key that belongs to an evaluation set, not to the model
+_MOST_NUMBERS = graph.MAX_BYTES // 8  # of a generated input, which is drawn as float64
 _LENGTHS = (64, 48, 32, 224, 16, 128, 512, 8)  # tried in this order for free lengths, where nothing says better
 
 
@@ -117,11 +119,16 @@ def shapes_of(feeds: Feeds) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def generated(model: Model, n: int, *, seed: int = 0) -> Samples:
-    """Random feeds that the model runs on, for want of real ones. Raises ModelError if it runs on none that were tried.
+    """Random feeds that the model runs on, for want of real ones. Raises ModelError if it runs on none that were tried, or one would be beyond all bounds.
 
     A free batch is 1; other free lengths and the range of integers are the first of a few that the model accepts.
     """
     wanted = graph.inputs(model)
+    for info in wanted:
+        if math.prod(length or 1 for length in info.shape) > _MOST_NUMBERS:
+            raise ModelError(
+                f"the input `{info.name}` is {info.dtype} {_shape(info.shape)}: one sample would be larger than 2 GB", "export it with other lengths"
+            )
     session = graph.session(model)
     free = any(length is None for info in wanted for length in info.shape[1:])
     refused: ModelError | None = None

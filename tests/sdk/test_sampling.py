@@ -10,7 +10,7 @@ import onnx_ir
 import pytest
 
 from edgesdk import graph, sampling
-from edgesdk.errors import SampleError
+from edgesdk.errors import ModelError, SampleError
 from edgesdk.graph import Model
 from tests.sdk.small_models import DATA, build, node, numbers, proto
 
@@ -160,6 +160,12 @@ def test_generated_feeds_run_and_are_the_same_each_time(file: str) -> None:
     first, second = (sampling.generated(model, 3, seed=5) for _ in range(2))
     assert first.digest() == second.digest()
     graph.run(graph.session(model), next(iter(first)))
+
+
+def test_an_input_beyond_all_bounds_is_not_drawn() -> None:
+    vast = build([node("Relu", ["x"], ["y"])], inputs={"x": (10**9, 10**9)}, outputs={"y": (10**9, 10**9)})
+    with pytest.raises(ModelError, match=r"`x` is float32 \[1000000000, 1000000000\]: one sample would be larger than 2 GB"):
+        sampling.generated(vast, 1)
 
 
 def test_generated_tokens_stay_within_a_small_vocabulary() -> None:
