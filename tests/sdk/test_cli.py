@@ -277,6 +277,16 @@ def test_an_input_may_be_called_as_numpy_calls_its_own(folder: Path) -> None:
     assert np.load(folder / "r.npz")["file"].shape == (1, 2)
 
 
+def test_no_name_in_a_model_reaches_the_terminal_as_a_command(folder: Path) -> None:
+    odd = "\x1b[31mred\x9b2J"
+    graph.save_as(build([node("Relu", ["x"], [odd], name=odd)], inputs={"x": (1, 2)}, outputs={odd: (1, 2)}), folder / "odd.onnx")
+    shown, refused = run("inspect", "odd.onnx"), run("inspect", "odd.onnx", "--save-node", odd + "?")
+    assert (shown.exit_code, refused.exit_code) == (0, 1)
+    assert r"\x1b[31mred\x9b2J" in shown.stdout
+    assert r"\x1b[31mred" in refused.stderr
+    assert not set(shown.stdout + refused.stderr) & {"\x1b", "\x9b"}
+
+
 @pytest.mark.slow
 def test_optimize_writes_one_file(folder: Path) -> None:
     told = json.loads(run("optimize", "model.onnx", "-p", "raspberry-pi-5", "--calibration", "calibration.npz", "-o", "small.onnx", "--json").stdout)

@@ -23,6 +23,10 @@ ENDS = ("active", "unchanged", "staged", "probation", "rolled-back", "failed", "
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
 
 
+# Names in a model or a file are whoever's: none of them is to move the cursor or to colour the screen.
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
 class Group(TyperGroup):
     """Verbs whose flags the help shows without a type: `--json` takes no value."""
 
@@ -61,7 +65,7 @@ def open_streams() -> None:
 def show(data: Any, text: str, *, as_json: bool) -> None:
     """A result: its JSON for scripts, or its text for people, if there is any."""
     if as_json or text:
-        print(_json(data) if as_json else text)
+        print(_json(data) if as_json else text.translate(_CONTROL))
 
 
 def _json(data: Any) -> str:
@@ -76,12 +80,12 @@ def _json(data: Any) -> str:
 
 def say(message: str) -> None:
     """Talk."""
-    print(message, file=sys.stderr)
+    print(message.translate(_CONTROL), file=sys.stderr)
 
 
 def fail(message: str, hint: str) -> None:
     """An error, in red on a terminal."""
-    typer.secho(f"error: {message}", fg="red", err=True)
+    typer.secho(f"error: {message.translate(_CONTROL)}", fg="red", err=True)
     if hint:
         say(hint if hint.startswith("Traceback") else f"  try: {hint}")  # of the user's own code
 
