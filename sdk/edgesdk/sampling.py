@@ -10,6 +10,7 @@ What can be known from a file's header (names, types, shapes) is refused before 
 import hashlib
 import itertools
 import math
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -181,12 +182,15 @@ def _in_file(path: Path, wanted: tuple[TensorInfo, ...]) -> Samples:
     """The samples in one file, as far as its headers tell."""
     with _streams(path, wanted) as streams:
         arrays = {name: _header(stream, f"`{path}`") for name, stream in streams.items()}
+        sizes = {name: stream.seek(0, os.SEEK_END) for name, stream in streams.items()} if path.suffix == ".npy" else _sizes(path)
     _check_names(set(arrays), wanted, f"`{path}`")
     counts = {}
     for info in wanted:
         shape, dtype, _ = arrays[info.name]
         _check_dtype(dtype, info, f"`{path}`")
         counts[info.name] = _feeds_in(shape, info, f"`{path}`")
+        if math.prod(shape) * dtype.itemsize > sizes[info.name]:
+            raise SampleError(f"`{path}` ends before its last sample", "copy it again")
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{count} of `{name}`" for name, count in counts.items())
         raise SampleError(f"`{path}` holds different numbers of samples: {told}", "every input needs one array for each sample")
@@ -198,6 +202,12 @@ def _in_file(path: Path, wanted: tuple[TensorInfo, ...]) -> Samples:
                 yield {info.name: array for info, array in zip(wanted, row, strict=True)}
 
     return Samples(f"`{path}`", read, next(iter(counts.values())))
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Bytes of each array, unpacked. A header may claim what it likes."""
+    with zipfile.ZipFile(path) as archive:
+        return {info.filename.removesuffix(".npy"): info.file_size for info in archive.infolist()}
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def test_a_header_that_promises_the_world_allocates_nothing(tmp_path: Path) -> N
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1, 3, 4000000, 4000000), }"
     (tmp_path / "c.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     model = build([node("Relu", ["x"], ["y"])], inputs={"x": ("n", 3, "h", "w")}, outputs={"y": ANY})
-    with pytest.raises(SampleError, match="bytes each"):
+    with pytest.raises(SampleError, match="ends before its last sample"):
         list(sampling.load(tmp_path / "c.npy", model))
 
 
@@ -160,6 +160,20 @@ def test_generated_feeds_run_and_are_the_same_each_time(file: str) -> None:
     first, second = (sampling.generated(model, 3, seed=5) for _ in range(2))
     assert first.digest() == second.digest()
     graph.run(graph.session(model), next(iter(first)))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_header_that_claims_more_than_there_is_costs_nothing(tmp_path: Path, packed: bool) -> None:
+    model = build([node("Relu", ["x"], ["y"])], inputs={"x": ("n", 4)}, outputs={"y": ("n", 4)})
+    header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 4), }".ljust(117) + b"\n"
+    path = tmp_path / ("claim.npz" if packed else "claim.npy")
+    if packed:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", header + bytes(64))
+    else:
+        path.write_bytes(header + bytes(64))
+    with pytest.raises(SampleError, match="ends before its last sample"):
+        sampling.load(str(path), model)
 
 
 def test_an_input_beyond_all_bounds_is_not_drawn() -> None:
