@@ -169,6 +169,7 @@ def _labelled(path: Path) -> Judge:
     labels = loaded.pop("labels")
     if not labels.ndim or not loaded or any(not array.ndim or len(array) != len(labels) for array in loaded.values()):
         raise EvaluationError(f"`{path.name}` has {labels.size} labels, and inputs of other lengths", "one label for each sample along the first axis")
+    labels = _classes(labels, path.name)
 
     def evaluate(run: Run) -> Scores:
         right = []
@@ -177,10 +178,25 @@ def _labelled(path: Path) -> Judge:
                 answer = run({name: array[index : index + 1] for name, array in loaded.items()})
             except ModelError as error:
                 raise EvaluationError(f"`{path.name}`: {error}", error.hint or "its arrays are `labels` and the model's inputs, by their names") from error
-            right.append(_class_of(answer, path) == label)
+            found = _class_of(answer, path)
+            if isinstance(found, str) != isinstance(label, str):
+                raise EvaluationError(
+                    f"`{path.name}` has labels such as {label!s}, and the model answers {found!s}", "save as `labels` what the model calls its classes"
+                )
+            right.append(found == label)
         return np.array(right, float)
 
     return Judge("top-1", path.name, evaluate)
+
+
+def _classes(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    """One a sample. Raises EvaluationError for what is none: with those no answer would ever be right."""
+    flat = labels.reshape(-1) if labels.size == len(labels) else labels
+    if flat.ndim != 1:
+        raise EvaluationError(f"`{name}` has labels of shape {list(labels.shape)}", "one class a sample: of rows with a 1 in each, `labels.argmax(1)`")
+    if flat.dtype.kind not in "biufUS" or (flat.dtype.kind == "f" and (flat != np.round(flat)).any()):
+        raise EvaluationError(f"`{name}` has labels that are no classes, such as {flat[0]!s}", "whole numbers or text; else write module.py:function")
+    return flat.astype(np.str_) if flat.dtype.kind == "S" else flat
 
 
 def _class_of(answer: Feeds, path: Path) -> Any:

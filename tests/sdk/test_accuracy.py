@@ -125,6 +125,25 @@ def test_top_1_of_a_labelled_file(tmp_path: Path) -> None:
     assert list(judge_of(str(tmp_path / "e.npz")).scores(lambda feeds: {"label": np.array([1]), "y": feeds["x"]})) == [0, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (np.eye(3), r"labels of shape \[3, 3\]"),
+        (np.array([0.5, 1, 2]), "labels that are no classes, such as 0.5"),
+        (np.array(["cat", "dog", "cow"]), "labels such as cat, and the model answers 0"),
+    ],
+)
+def test_labels_that_no_answer_could_equal_are_refused(tmp_path: Path, labels: np.ndarray, told: str) -> None:
+    np.savez(tmp_path / "e.npz", x=np.eye(3, dtype=np.float32), labels=labels)
+    with pytest.raises(EvaluationError, match=told):
+        judge_of(str(tmp_path / "e.npz")).scores(lambda feeds: {"y": feeds["x"]})
+
+
+def test_labels_in_a_column_or_as_floats_are_classes(tmp_path: Path) -> None:
+    np.savez(tmp_path / "e.npz", x=np.eye(3, dtype=np.float32), labels=np.array([[0.0], [1.0], [1.0]]))
+    assert judge_of(str(tmp_path / "e.npz")).scores(lambda feeds: {"y": feeds["x"]}).tolist() == [1, 1, 0]
+
+
 def test_a_labelled_file_without_labels_says_what_it_holds(tmp_path: Path) -> None:
     np.savez(tmp_path / "e.npz", x=np.eye(3))
     with pytest.raises(EvaluationError, match="no `labels`, it holds x"):
