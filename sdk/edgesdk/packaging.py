@@ -25,7 +25,7 @@ from edgesdk.errors import BudgetMissed, ConstraintViolated, ModelError, Project
 from edgesdk.evidence import Race, RacedHere
 from edgesdk.fixed_point import Agreement
 from edgesdk.graph import Model
-from edgesdk.passes._sites import quantized
+from edgesdk.passes._sites import quantized, targets
 from edgesdk.profiles import Profile, Scheme
 from edgesdk.progress import Progress, silent
 from edgesdk.race import Raced, racing
@@ -229,6 +229,9 @@ def quantize(
     progress("quantize", 0, 0)
     plan, made = source.build(replace(options[0], steps=(*options[0].steps[:-1], asked)))
     if recipe.scheme_of(plan.steps) != scheme and scheme != "float32":
+        said = asked["settings"]
+        if scheme == "int8" and targets(source.model, operators=said["operators"], exclude=said.get("exclude", ())):
+            raise SampleError("the samples tell no ranges: what goes through the model is all nought, or endless", "give real ones: `--calibration`")
         hint = "it is quantized already: give the float model" if quantized(source.model) else "`edgesdk inspect` lists its operators"
         raise ModelError(f"there is nothing in `{model.name}` that can become {scheme}", hint)
     noise = source.error(made, optimize=profiles.resembles(profile, probe.facts()))

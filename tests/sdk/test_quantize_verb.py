@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 import edgesdk
 from edgesdk import constraints, graph, profiles
 from edgesdk.cli import app
-from edgesdk.errors import ModelError
+from edgesdk.errors import ModelError, SampleError
 from tests import digits
-from tests.sdk.small_models import DATA
+from tests.sdk.small_models import DATA, build, node, numbers
 
 
 @pytest.fixture
@@ -72,6 +72,14 @@ def test_what_cannot_be_done_is_said_and_nothing_written(tmp_path: Path, argumen
     assert code != 0
     assert told in error
     assert not output.exists()
+
+
+def test_samples_of_nought_tell_no_ranges(tmp_path: Path) -> None:
+    model = build([node("MatMul", ["x", "w"], ["y"], name="fc")], inputs={"x": ("n", 4)}, outputs={"y": ("n", 3)}, weights={"w": numbers(4, 3)})
+    graph.save_as(model, tmp_path / "fc.onnx")
+    np.savez(tmp_path / "dummy.npz", x=np.zeros((8, 4), np.float32))
+    with pytest.raises(SampleError, match="the samples tell no ranges"):
+        edgesdk.quantize(tmp_path / "fc.onnx", edgesdk.find_profile("x86-cpu"), samples=str(tmp_path / "dummy.npz"))
 
 
 def test_what_is_quantized_is_called_so(tmp_path: Path, calibration: str) -> None:
