@@ -32,7 +32,7 @@ from edgesdk.race import Raced, racing
 from edgesdk.recipe import Plan, Step
 from edgesdk.search import QUICK, THOROUGH, Candidate, Choice
 from edgesdk.signing import Signer
-from edgesdk.source import Source, model_files, runner
+from edgesdk.source import Source, mislabelled, model_files, runner
 
 FINAL_RACE_S = 6.0
 LADDER = (0.2, 0.35, 0.5, 0.65, 0.8)  # shares of the multiply-accumulates that go, if nobody says how many
@@ -348,6 +348,8 @@ class Made:
         failed = sum(candidate.note.endswith(ON_JUDGING) for candidate in self.choice.tried)
         if failed:
             yield f"{failed} faster {'one' if failed == 1 else 'ones'} kept the budget on the selection samples and missed it on the judging ones"
+        if self.source.labels and (odd := mislabelled(self.source.labels, graph.outputs(self.source.model))):
+            yield odd
         if not self.source.scores.any():
             yield "the original scores 0 on every sample: is the evaluation right?"
         if self.accuracy.metric == AGREEMENT:

@@ -7,7 +7,7 @@ source.loss(plan, optimize=True)
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edge_agent import bundle
+from edge_agent.bundle import TensorInfo
 from edgesdk import graph, passes, sampling
 from edgesdk.accuracy import Accuracy, Judge, Loss, Run, Scores
 from edgesdk.errors import SampleError
@@ -194,8 +195,17 @@ def read_labels(path: Path) -> bytes:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SampleError(f"the labels `{path}` cannot be read: {error}", "a text file in UTF-8, one class name a line") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise SampleError(f"the labels `{path}` cannot be read: {reason}", "a text file in UTF-8, one class name a line") from error
+    if not text.strip():
+        raise SampleError(f"`{path}` names no class", "one class name a line")
     return text.encode()
+
+
+def mislabelled(labels: bytes, outputs: Iterable[TensorInfo]) -> str:
+    """What is odd about labels beside such outputs; nothing where some axis has as many, or is free."""
+    count, axes = len(labels.decode().splitlines()), [length for info in outputs for length in info.shape[1:]]
+    return f"{count} labels, and no output has so many classes: is it the right file?" if axes and None not in axes and count not in axes else ""
 
 
 def _noise(expected: Array, got: Array) -> float:
