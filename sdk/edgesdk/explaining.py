@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 def first_problem(error: ValidationError, model: type[BaseModel]) -> str:
     """The first thing wrong, after the path of its key."""
     first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a typing error makes a key missing, too
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("literal["))  # which pydantic adds of a choice
     if first["type"] == "tuple_type":  # so a list is called here, and nowhere in TOML
         return f"{where}: wants a list: [ … ]"
     if first["type"] != "extra_forbidden":

@@ -146,6 +146,7 @@ def test_a_file_and_what_is_chosen_of_it(tmp_path: Path) -> None:
         ('[[devices]]\nhost = "a"\nprofile = "x"', "devices.0.profile: unknown key"),
         ('[[devices]]\nhost = "a"\n[[devices]]\nhost = "a"', "names `a` twice"),
         ('[[devices]]\nhost = "a"\nlabels = ["b c"]', "which is none"),
+        ('[[devices]]\nhost = "a"\nallow = ["all"]', r"devices\.0\.allow\.0: input should be 'allow-slow'"),
         ("devices", "is not TOML"),
     ],
 )
