@@ -11,7 +11,7 @@ two points passes "at most one" in 24 % of cases with one candidate and in 99 % 
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,12 @@ def _function(source: str) -> Judge:
     function = users_code.load(source, EvaluationError)
 
     def evaluate(run: Run) -> Scores:
-        scores = function(run)
+        def ask(feeds: Feeds) -> dict[str, Array]:
+            if not isinstance(feeds, Mapping):
+                raise EvaluationError(f"`{source}` asked with {type(feeds).__name__}", "`run` takes the inputs by name: run({'x': array})")
+            return run(feeds)
+
+        scores = function(ask)
         if scores is None:
             raise EvaluationError(f"`{source}` returned nothing", "end it with `return`: an array of scores, one a sample, or one number")
         try:

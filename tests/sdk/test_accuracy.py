@@ -85,6 +85,7 @@ def test_one_number_is_selected_and_judged_on_the_same_samples(tmp_path: Path) -
         ("def evaluate(run): return []", r"shape \[0\]"),
         ("def evaluate(run): return 'good'", "returned str"),
         ("def evaluate(run): run", "returned nothing"),
+        ("def evaluate(run): return run([1.0])", "asked with list"),
         ("evaluate = 3", "no function"),
         ("import nothing_of_that_name", "ModuleNotFoundError"),
         ("def evaluate(run: return", "SyntaxError"),
