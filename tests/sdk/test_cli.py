@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +323,16 @@ def test_what_the_terminal_cannot_show_is_no_traceback(folder: Path, encoding: s
 def test_a_flag_is_shown_without_a_type() -> None:
     for verb in (("deploy",), ("key", "list"), ("profile", "show"), ()):
         assert "bool" not in run(*verb, "--help").stdout
+
+
+@pytest.mark.parametrize(("wish", "coloured"), [("", True), ("1", False)])
+def test_a_terminal_has_colours_unless_they_are_not_wanted(wish: str, coloured: bool) -> None:
+    here, there = pty.openpty()
+    environment = {**os.environ, "NO_COLOR": wish, "TERM": "xterm"}
+    subprocess.run([sys.executable, "-m", "edgesdk.cli", "inspect", "nowhere.onnx"], stderr=there, env=environment, check=False)
+    os.close(there)
+    assert (b"\x1b[31m" in os.read(here, 4096)) == coloured
+    os.close(here)
 
 
 def test_the_version_is_said() -> None:
