@@ -331,7 +331,7 @@ def test_a_terminal_has_colours_unless_they_are_not_wanted(wish: str, coloured: 
     environment = {**os.environ, "NO_COLOR": wish, "TERM": "xterm"}
     subprocess.run([sys.executable, "-m", "edgesdk.cli", "inspect", "nowhere.onnx"], stderr=there, env=environment, check=False)
     os.close(there)
-    assert (b"\x1b[31m" in os.read(here, 4096)) == coloured
+    assert (b"\x1b" in os.read(here, 4096)) == coloured
     os.close(here)
 
 

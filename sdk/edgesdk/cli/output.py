@@ -85,7 +85,8 @@ def say(message: str) -> None:
 
 def fail(message: str, hint: str) -> None:
     """An error, in red on a terminal, unless NO_COLOR says otherwise (no-color.org)."""
-    typer.secho(f"error: {message.translate(_CONTROL)}", fg=None if os.environ.get("NO_COLOR") else "red", err=True)
+    text = f"error: {message.translate(_CONTROL)}"
+    typer.echo(text if os.environ.get("NO_COLOR") else typer.style(text, fg="red"), err=True)
     if hint:
         say(hint if hint.startswith("Traceback") else f"  try: {hint}")  # of the user's own code
 
