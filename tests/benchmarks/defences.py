@@ -132,7 +132,13 @@ DEFENCES = (
         "import numpy as np\n\n# register_custom_ops_library\n",
         "sdk/test_attacks.py -k no_other_way",
     ),
-    Defence("no pickle in golden answers", f"{AGENT}/golden.py", "allow_pickle=False", "allow_pickle=True", "agent/test_attacks.py -k pickle"),
+    Defence(
+        "no pickle in golden answers",
+        f"{AGENT}/golden.py",
+        "np.load(io.BytesIO(data), allow_pickle=False)",
+        "np.load(io.BytesIO(data), allow_pickle=True)",
+        "agent/test_attacks.py -k pickle",
+    ),
     Defence(
         "a user's word for a pickle",
         f"{SDK}/convert/__init__.py",
