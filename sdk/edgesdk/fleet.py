@@ -128,6 +128,7 @@ class Rollout:
         self._done = self._read()
         self.resumed = tuple(host for host in self._goal if host in self._done)
         self.stopped = ""  # why not all were tried
+        self.unkept = ""  # why the state is not what was done
 
     def run(self, watch: Watch = lambda *_: None) -> Iterator[Deployment]:
         """Each deployment as it ends, those of an earlier run first; in the end, those that were not tried."""
@@ -214,7 +215,10 @@ class Rollout:
     def _write(self) -> None:
         if self._state is not None:
             entries = [{"goal": self._goal[host], "deployment": done.to_dict()} for host, done in self._done.items()]
-            write_atomically(self._state, (json.dumps({"devices": entries}, indent=1) + "\n").encode())
+            try:
+                write_atomically(self._state, (json.dumps({"devices": entries}, indent=1) + "\n").encode())
+            except OSError as error:  # no reason to let go of what the devices are at
+                self.unkept = f"`{self._state}` cannot be written: {error.strerror or error}"
 
 
 def _attempted(member: Member, bundle: Path, progress: Progress = silent, *, wait: bool = True, stage: Stage | None = None) -> Deployment:

@@ -171,6 +171,12 @@ def test_what_is_no_number_of_canaries(canary: str) -> None:
         Plan(canary=canary).first(10)
 
 
+def test_a_state_that_cannot_be_kept_stops_no_rollout(bundle: Path, tmp_path: Path) -> None:
+    rollout = Rollout(members(3), bundle, Plan(), state=tmp_path / "gone" / "fleet.state.json", attempt=Devices(()).attempt)
+    assert sorted(one.host for one in rollout.run()) == ["d0", "d1", "d2"]
+    assert "fleet.state.json` cannot be written: No such file" in rollout.unkept
+
+
 def test_what_was_staged_is_not_taken_for_done_when_it_is_to_be_activated(bundle: Path, tmp_path: Path) -> None:
     state = tmp_path / "fleet.state.json"
 

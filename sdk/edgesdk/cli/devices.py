@@ -140,6 +140,8 @@ def deploy(
     for one in done:
         if one.error:
             fail(f"{one.host}: {one.outcome}: {one.error['message']}", one.error["hint"])
+    if rollout.unkept:
+        say(f"{rollout.unkept}; the same command again asks every device that is not in it")
     if len(done) > 1:
         say(", ".join(f"{count} {outcome}" for outcome, count in sorted(fleets.summary(done).items())))
     if not all(one.worked for one in done):
