@@ -34,6 +34,7 @@ CHILDREN = {"racer": "race", "looker": "look", "answerer": "answering", "measure
 
 
 def main(argv: list[str] | None = None) -> int:
+    _open_streams()
     argv, home, begun = sys.argv[1:] if argv is None else argv, homes.resolve(), None
     if argv[:1] == ["serve"]:
         from edge_agent import zygote
@@ -52,6 +53,17 @@ def main(argv: list[str] | None = None) -> int:
     if reply is not None:
         _show(reply, arguments)
     return 0
+
+
+def _open_streams() -> None:
+    """What starts a service may leave them closed: then they are empty, and no file that is opened later gets their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # as long as the program
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -315,3 +315,11 @@ def on_terminal(agent: Agent, *argv: str) -> str:
     os.close(master)
     process.wait()
     return shown.decode()
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_traceback(tmp_path: Path, closed: str) -> None:
+    """As what starts a service may leave them."""
+    command = f"{sys.executable} -m edge_agent client-path {closed}"
+    done = subprocess.run(command, shell=True, env={**os.environ, "EDGE_AGENT_HOME": str(tmp_path)}, capture_output=True, text=True)  # the shell closes them
+    assert (done.returncode, done.stderr) == (0, "")
