@@ -320,6 +320,6 @@ def on_terminal(agent: Agent, *argv: str) -> str:
 @pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_no_traceback(tmp_path: Path, closed: str) -> None:
     """As what starts a service may leave them."""
-    command = f"{sys.executable} -m edge_agent client-path {closed}"
-    done = subprocess.run(command, shell=True, env={**os.environ, "EDGE_AGENT_HOME": str(tmp_path)}, capture_output=True, text=True)  # the shell closes them
+    command = ["sh", "-c", f"exec {sys.executable} -m edge_agent client-path {closed}"]
+    done = subprocess.run(command, env={**os.environ, "EDGE_AGENT_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
