@@ -41,6 +41,7 @@ _DTYPES = {
     "string": "string",
 }
 _WHERE = re.compile(r"/\S+\.(?:cc|h):\d+ [^()]*\([^()]*\) ")  # file, line and signature, which onnxruntime puts before what it has to say
+_XNNPACK = "XnnpackExecutionProvider"
 _QUIET = 3  # onnxruntime's severity: errors only
 
 
@@ -113,7 +114,7 @@ def open_session(folder: Path, profile: Mapping[str, Any], *, threads: int | Non
         placement.in_words(placed, taken),
         placed,
         threads := wanted or cores,
-        _spins(profile.get("runtime", {}), threads),
+        _spins(profile, threads, taken),
         handle,
     )
 
@@ -261,9 +262,16 @@ def _session_options(profile: Mapping[str, Any], threads: int, *, optimize: bool
     return options
 
 
-def _spins(runtime: Mapping[str, Any], threads: int) -> bool:
+def _spins(profile: Mapping[str, Any], threads: int, taken: Sequence[str]) -> bool:
+    runtime = profile.get("runtime", {})
     several = threads > 1 or (runtime.get("execution") == "parallel" and int(runtime.get("inter_op_threads", 1)) != 1)
-    return several and bool(runtime.get("allow_spinning", True))
+    return (several and bool(runtime.get("allow_spinning", True))) or (_XNNPACK in taken and _xnnpack_threads(profile) != "1")
+
+
+def _xnnpack_threads(profile: Mapping[str, Any]) -> str:
+    """Of a pool of its own (pthreadpool), whose threads wait busily for a million turns whatever is said to onnxruntime's."""
+    options: Mapping[str, str] = next((entry.get("options", {}) for entry in profile.get("providers", []) if entry["name"] == _XNNPACK), {})
+    return str(options.get("intra_op_num_threads", ""))
 
 
 def _chosen(runtime: Mapping[str, Any], key: str, values: Mapping[str, Any]) -> Any:

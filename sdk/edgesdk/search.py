@@ -395,7 +395,11 @@ class _Search:
         if self._tools.race is None or best.speed is None or best.speed.low > _BEYOND_LUCK or not any(c.plan.exact and not c.note for c in self._tried):
             return True
         self._progress("time it again", len(self._tried), len(self._tried))
-        again = self._tools.race(self._tools.build(best.plan)[1])
+        try:
+            again = self._tools.race(self._tools.build(best.plan)[1])
+        except ModelError as failed:
+            self._tried[self._tried.index(best)] = replace(best, note=str(failed))
+            return False
         if not again.faster:
             self._tried[self._tried.index(best)] = replace(best, speed=again, note=ONCE)
         return again.faster

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from toys import CPU_PROFILE, everything, everything_feeds, gather, linear
 
+from edge_agent import worker
 from edge_agent.bundle import TensorInfo
 from edge_agent.protocol import ProtocolError
 from edge_agent.worker import BadFeeds, ProviderMissing, Session, SessionError, choose_providers, conform, cores_of, open_session
@@ -75,6 +76,16 @@ print(session.threads, 1 + len(os.listdir("/proc/self/task")) - before, session.
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1", "False"]
+
+
+def test_threads_of_xnnpack_wait_busily_whatever_is_said_to_those_of_onnxruntime() -> None:
+    """No wheel that could be tried here has it: of pthreadpool's source."""
+    four, one = (
+        {"providers": [{"name": "XnnpackExecutionProvider", "options": {"intra_op_num_threads": count}}, CPU], "runtime": {"allow_spinning": False}}
+        for count in ("4", "1")
+    )
+    taken = ["XnnpackExecutionProvider", "CPUExecutionProvider"]
+    assert (worker._spins(four, 1, taken), worker._spins(four, 1, taken[1:]), worker._spins(one, 1, taken)) == (True, False, False)
 
 
 @pytest.mark.parametrize("options", [{"threads": 2}, {"optimize": False}])

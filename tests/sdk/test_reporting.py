@@ -75,6 +75,13 @@ def test_an_interval_is_that_of_restarts_or_of_one_process(tmp_path: Path) -> No
     assert [row["sure"] for row in rows] == ["95 %, one process", "99 %, over restarts"]
 
 
+def test_where_answers_are_few_the_report_says_what_the_last_percentiles_are(tmp_path: Path) -> None:
+    for count in (500, 1000):
+        (tmp_path / f"{count}.json").write_text(json.dumps(reported.result("ocr", "pi", 9.0, histogram=reported.histogram(9.0, count=count).to_dict())))
+        said = of(edgesdk.report(files=[tmp_path / f"{count}.json"]), "latency").said
+        assert any("is the slowest of them" in sentence for sentence in said) is (count < 1000)
+
+
 def test_there_is_a_section_for_what_there_is_data_of(made: reporting.Report) -> None:
     assert [each.key for each in made.sections] == SECTIONS
     assert [lack.what for lack in made.lacks] == ["devices as they are"]

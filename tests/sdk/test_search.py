@@ -314,3 +314,16 @@ def test_what_looked_a_bit_faster_is_timed_again(looked: float, again: float, ta
     assert found.plan.scheme == taken
     assert len(raced) == 1 + races
     assert [each.note for each in found.tried if each.plan.scheme == "int8"] == [search.ONCE if taken == "float32" else "taken"]
+
+
+def test_what_does_not_run_when_it_is_timed_again_is_not_taken() -> None:
+    world, raced = World(), list[Model]()
+
+    def race(model: Model) -> Speed:
+        raced.append(model)
+        if len(raced) > 1:
+            raise ModelError("it died", "")
+        return Speed(1.06)
+
+    found = search.choose([INT8, FLOAT], replace(world.tools(), race=race), max_drop=0.01, effort=replace(EFFORT, groups=1), progress=silent)
+    assert (found.plan.scheme, found.tried[0].note) == ("float32", "it died")

@@ -18,6 +18,7 @@ MOST_DRAWN = 0.97  # of a distribution
 PHASES = ("queue", "input", "run", "output")
 FAR = 1.25  # times the median device: slower than that, and clear of what the others spread, is an outlier
 FEWEST = 4  # devices among which one can be an outlier
+FEW = 1000  # answers, of which p99.9 is the slowest one
 _SPREAD = 3 * 1.4826  # median absolute deviations, in standard deviations of normal noise
 
 PERCENTILES = tuple(
@@ -70,7 +71,10 @@ def latency(found: Found) -> Section | None:
     return Section(
         key="latency",
         title="Latency by device and version",
-        said=("From the request's last byte to the answer's first where programs on the device asked; from question to answer in a bench.",),
+        said=(
+            "From the request's last byte to the answer's first where programs on the device asked; from question to answer in a bench.",
+            *(("p99 of fewer than 100 answers, and p99.9 of fewer than 1,000, is the slowest of them.",) if any(each.count < FEW for each in told) else ()),
+        ),
         columns=(
             *(
                 Column("model", "model"),
