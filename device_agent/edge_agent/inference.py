@@ -18,7 +18,6 @@ from edge_agent.counters import Counters
 from edge_agent.latency import Histogram
 from edge_agent.regions import fill
 from edge_agent.server import Request, Response, error_response, json_response
-from edge_agent.workers import WorkerUnavailable
 
 if TYPE_CHECKING:
     from edge_agent.supervisor import Agent
@@ -107,10 +106,7 @@ def _model_ready(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Re
 def _model(agent: Agent, _request: Request, groups: tuple[str, ...]) -> Response:
     name, version = groups
     check_version(agent, name, version)
-    ready = agent.models.get(name).worker.ready
-    if ready is None:
-        raise WorkerUnavailable(f"{name} is not running at the moment: {_why_not(agent, name)}", "try again soon")
-    return json_response(ready["metadata"])
+    return json_response(agent.models.described(name)["metadata"])
 
 
 def _why_not(agent: Agent, name: str) -> str:

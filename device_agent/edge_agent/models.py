@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from edge_agent.blobs import StoreError
 from edge_agent.bundle import BundleError
@@ -30,6 +30,8 @@ from edge_agent.latency import Histogram
 from edge_agent.store import Deployment, Store
 from edge_agent.workers import Answered, Replaced, Worker, WorkerUnavailable
 from edge_agent.zygote import Zygote
+
+Answer = TypeVar("Answer")
 
 _SWAP_S = 60  # a request waits so long for the version that replaces another
 
@@ -172,10 +174,17 @@ class Models:
 
     def adopt(self, name: str, region: int, bell: int) -> None:
         """Let a program ask its worker directly. Raises UnknownModel, WorkerUnavailable or NotARegion."""
+        self._of_active(name, lambda worker: worker.adopt(region, bell))
+
+    def described(self, name: str) -> dict[str, Any]:
+        """What its worker says of itself, once it is loaded. Raises UnknownModel or WorkerUnavailable."""
+        return self._of_active(name, Worker.described)
+
+    def _of_active(self, name: str, ask: Callable[[Worker], Answer]) -> Answer:
         model = self.get(name)
         while True:
             try:
-                return model.worker.adopt(region, bell)
+                return ask(model.worker)
             except WorkerUnavailable as error:
                 successor = self._successor(name, model, error)
                 if successor is None:

@@ -123,6 +123,13 @@ class Worker:
                 raise self._error or ChildFailed(f"{self._name} was stopped")
             return self._ready
 
+    def described(self) -> dict[str, Any]:
+        """What the process says of its model; one that is being loaded is waited for. Raises WorkerUnavailable."""
+        with self._change:
+            self._wait()
+            assert self._ready is not None  # or it does not run
+            return self._ready
+
     def ask(self, header_bytes: int | None, body: Bytes) -> Answered:
         """One body of HTTP. Raises WorkerUnavailable."""
         begin = time.perf_counter_ns()
@@ -150,7 +157,7 @@ class Worker:
         size = ring.check(region, self._limits.shared_bytes)
         order = {"caller": "program", "bytes": size, "most_callers": self._limits.callers, "most_bytes": self._limits.all_shared_bytes}
         with self._change:
-            self._check_runs()
+            self._wait()
             self._order(order, region, bell)
 
     def refresh(self, timeout_s: float = 0.5) -> None:
@@ -184,18 +191,7 @@ class Worker:
     def _turn(self) -> Iterator[list[Line]]:
         """Where an idle line lies, if there is one; what lies there at the end is kept for the next."""
         with self._change:
-            self._check_runs()
-            if self._waiting >= self._limits.waiting:
-                raise WorkerUnavailable(f"{self._limits.waiting} requests wait for {self._name} already", "ask less often, or with fewer clients at once")
-            self._waiting += 1
-            try:
-                if not self._change.wait_for(lambda: self._busy < _LINES or self.stopped or self._ready is None, self._limits.queue_s):
-                    raise WorkerUnavailable(
-                        f"{self._name} is busy: this request waited {self._limits.queue_s:g} s for its turn", "ask less often, or with fewer clients at once"
-                    )
-            finally:
-                self._waiting -= 1
-            self._check_runs()
+            self._wait(lambda: self._busy < _LINES)
             self._busy += 1
             control = self._control
             lines = [self._idle.pop()] if self._idle else []
@@ -209,6 +205,22 @@ class Worker:
                 else:
                     _close(lines)
                 self._change.notify_all()
+
+    def _wait(self, its_turn: Callable[[], bool] = lambda: True) -> None:
+        """Until it is loaded and that holds. The lock is held. Raises WorkerUnavailable where it does not run, at once, or in vain."""
+        if self._waiting >= self._limits.waiting:
+            raise WorkerUnavailable(f"{self._limits.waiting} requests wait for {self._name} already", "ask less often, or with fewer clients at once")
+        self._waiting += 1
+        try:
+            if not self._change.wait_for(lambda: self.stopped or self._error or (self._ready is not None and its_turn()), self._limits.queue_s):
+                if self._ready is None:
+                    raise WorkerUnavailable(f"{self._name} is not running at the moment: it is being loaded", _SOON)
+                raise WorkerUnavailable(
+                    f"{self._name} is busy: this request waited {self._limits.queue_s:g} s for its turn", "ask less often, or with fewer clients at once"
+                )
+        finally:
+            self._waiting -= 1
+        self._check_runs()
 
     def _check_runs(self) -> None:
         if self.stopped:

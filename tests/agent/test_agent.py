@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_externals import holding, outside
-from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, asked_while_versions_change, counter, linear, make, used_s, wait_until
+from toys import CPU_PROFILE, LINEAR_FEEDS, Agent, asked_while_versions_change, counter, linear, make, slow_to_load, used_s, wait_until
 
 from edge_agent import connect
 from edge_agent.bundle import Layout
@@ -330,6 +330,21 @@ def test_bit_rot_without_a_previous_one_is_said_and_the_next_deploy_repairs_it(a
         answered(agent)
     assert agent.activate(folder)["state"] == "done"
     assert answered(agent) == 4
+
+
+@pytest.mark.e2e
+def test_who_asks_while_a_model_is_being_loaded_waits_for_it(agent: Agent, tmp_path: Path) -> None:
+    assert agent.activate(make(tmp_path / "1", slow_to_load(), feeds=[{"x": np.ones((1, 4), np.float32)}]))["state"] == "done"
+    agent.stop()
+    agent.start()
+    answers: list[float] = []
+    programs = [threading.Thread(target=lambda: answers.append(answered(agent))) for _ in range(3)]
+    for program in programs:
+        program.start()
+    assert agent.model("toy")["state"] == "loading" and not answers
+    for program in programs:
+        program.join(30)
+    assert answers == [1] * 3
 
 
 @pytest.mark.e2e

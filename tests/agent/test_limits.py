@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toys import Agent, counter, linear, make, wait_until
+from toys import Agent, counter, linear, make, slow_to_load, wait_until
 
 from edge_agent import connect, protocol
 from edge_agent.client import ClientError
@@ -157,6 +157,22 @@ def test_more_than_may_wait_are_told_to_come_again(strict: Agent, tmp_path: Path
     wait_until(lambda: strict.model("counter")["state"] == "active")
     with connect("counter", home=strict.home) as model:
         assert model({"n": np.array(5)})["sum"] == 5
+
+
+def test_a_model_that_is_being_loaded_is_not_waited_for_longer_than_for_a_turn(strict: Agent, tmp_path: Path) -> None:
+    assert strict.activate(make(tmp_path / "slow", slow_to_load(), name="slow", feeds=[{"x": np.ones((1, 4), np.float32)}]))["state"] == "done"
+    strict.stop()
+    strict.start()
+    asked = question(1).replace(b"/linear/", b"/slow/")
+    for target in (b"GET /v2/models/slow HTTP/1.1\r\nHost: x\r\n\r\n", asked):
+        with opened(strict) as sock:
+            sock.sendall(target)
+            answer = sock.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"slow is not running at the moment: it is being loaded" in answer
+    wait_until(lambda: strict.model("slow")["state"] == "active")
+    with connect("slow", home=strict.home) as model:
+        assert model(np.ones((1, 4), np.float32))["y"].tolist() == [[1] * 4]
+    well(strict)
 
 
 def test_a_crowd_leaves_room_again(strict: Agent) -> None:

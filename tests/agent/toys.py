@@ -86,6 +86,14 @@ def layers(count: int, width: int = 256) -> bytes:
     return _packed(nodes, [_info("x", TensorProto.FLOAT, ["n", width])], [_info("y", TensorProto.FLOAT, ["n", width])], [weights])
 
 
+def slow_to_load(count: int = 800, width: int = 512) -> bytes:
+    """y = x, of [n, 4], by way of a product of as many constant matrices, which onnxruntime multiplies when it opens the model: a second or two."""
+    nodes = [helper.make_node("MatMul", [f"c{i}" if i else "w", "w"], [f"c{i + 1}"]) for i in range(count)]
+    nodes += [helper.make_node("ReduceMax", [f"c{count}"], ["one"], keepdims=0), helper.make_node("Mul", ["x", "one"], ["y"])]
+    weights = numpy_helper.from_array(np.eye(width, dtype=np.float32), "w")
+    return _packed(nodes, [_info("x", TensorProto.FLOAT, ["n", 4])], [_info("y", TensorProto.FLOAT, ["n", 4])], [weights])
+
+
 def mean() -> bytes:
     """y = the mean over each channel, x of [1, 3, 224, 224]: 602,112 bytes that are read once."""
     nodes = [helper.make_node("GlobalAveragePool", ["x"], ["y"])]
