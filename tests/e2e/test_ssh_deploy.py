@@ -225,7 +225,7 @@ def test_a_bare_python_is_sent_its_onnxruntime(bench: Bench, tmp_path: Path, mon
         assert after.onnxruntime and after.onnxruntime.where == "runtime"
         assert there.infer("toy").agrees
         assert deploying.deploy(there, bundle).outcome == "unchanged"
-    assert list(dict.fromkeys(stages))[:4] == ["agent", "numpy", "onnxruntime", "start"]
+    assert list(dict.fromkeys(stages))[:5] == ["fetch numpy and onnxruntime", "agent", "numpy", "onnxruntime", "start"]
     assert len(list((pi.agent_home / "setup").iterdir())) == 1
 
 

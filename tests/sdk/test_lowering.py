@@ -105,7 +105,7 @@ def test_a_python_for_which_only_older_wheels_are_built_gets_these_and_the_model
 ) -> None:
     wheel = tmp_path / "onnxruntime-1.17.3-x.whl"
 
-    def wheels(_: Facts, oldest: str, wheelhouse: Path | None = None) -> list[Path]:
+    def wheels(_: Facts, oldest: str, *_wheelhouse_and_progress: object) -> list[Path]:
         if oldest != "1.16":
             raise TooNew("there is no onnxruntime new enough")
         return [wheel]
