@@ -11,6 +11,7 @@ import contextlib
 import functools
 import os
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -57,19 +58,31 @@ class Agent:
         self.scrub = Scrub(self.store, self.deployments.rotten)
         self.races = Races(home, self.deployments)
         self.regions = Regions(self.config.limits)
-        self._ended = threading.Event()
+        self._ended, self._ending = os.pipe()
+        os.set_blocking(self._ending, False)
         self._tcp: Server | None = None
         self._tcp_lock = threading.Lock()
 
     def stop(self) -> None:
         """Let `serve` end; returns at once."""
-        self._ended.set()
+        with contextlib.suppress(BlockingIOError):  # it has been told often enough
+            os.write(self._ending, b"\0")
+
+    def stop_at(self, *signals: int) -> None:
+        """Let each of them end `serve`.
+
+        The kernel's handler writes to the pipe. One of Python's could not tell: an event that it sets may be held at that moment, and one that is
+        pending when a wait begins is not run before that ends.
+        """
+        signal.set_wakeup_fd(self._ending)
+        for number in signals:
+            signal.signal(number, lambda *_: None)
 
     def wait(self) -> None:
         """Until somebody stops it. Meanwhile the counts are saved, what a host left behind is removed, and systemd hears that we are well."""
         patience_s = systemd.watchdog_s()
         saved = time.monotonic()
-        while not self._ended.wait(min(SAVE_EVERY_S, patience_s / 3) if patience_s else SAVE_EVERY_S):
+        while not select.select([self._ended], [], [], min(SAVE_EVERY_S, patience_s / 3) if patience_s else SAVE_EVERY_S)[0]:
             if patience_s:
                 systemd.notify("WATCHDOG=1")
             if time.monotonic() - saved >= SAVE_EVERY_S - 1:
@@ -156,8 +169,7 @@ def serve(home: Path, zygote: Zygote) -> None:
     """Run the agent on a folder that is held, its log opened. Raises ConfigError, or OSError if the folder cannot be used."""
     lent = systemd.inherited(socket_path(home))
     agent = Agent(home, zygote)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: agent.stop())
+    agent.stop_at(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     server = Server(
         lent or _unix_listener(socket_path(home), agent.config.socket),
         functools.partial(api.respond, agent),

@@ -347,6 +347,25 @@ def test_who_asks_while_a_model_is_being_loaded_waits_for_it(agent: Agent, tmp_p
     assert answers == [1] * 3
 
 
+SIGNALLED = """
+import os, random, signal, sys
+from pathlib import Path
+from edge_agent.supervisor import Agent
+from edge_agent.zygote import Zygote
+home = Path(sys.argv[1])
+agent = Agent(home, Zygote(home))
+agent.stop_at(signal.SIGALRM)
+for _ in range(20000):
+    signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 5e-5))
+    agent.wait()
+    os.read(agent._ended, 1)
+"""
+
+
+def test_a_signal_that_comes_while_it_begins_to_wait_ends_it_too(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", SIGNALLED, str(tmp_path)], check=True, timeout=50)  # a wait that misses it lasts a minute
+
+
 @pytest.mark.e2e
 def test_two_agents_never_run_on_one_folder(shared: Agent) -> None:
     refused = shared.verb("serve", code=1)
