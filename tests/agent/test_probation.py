@@ -72,13 +72,12 @@ def test_the_third_crash_ends_it_for_whoever_waits(agent: Agent, tmp_path: Path)
 
 
 def test_a_wrong_answer_ends_it(agent: Agent, tmp_path: Path) -> None:
-    started = on_probation(agent, tmp_path)
-    golden = (agent.home / "active" / "toy").resolve() / "golden.npz"
     feeds = [{"n": np.array(STEPS)}]
     wrong = [{name: value + 1 for name, value in answer(counter(), feeds[0]).items()}]
-    other = golden.with_name("other")
-    other.write_bytes(golden_file(*described(counter()), feeds, wrong))
-    other.replace(golden)
+    other = agent.home / "other"
+    other.write_bytes(golden_file(*described(counter()), feeds, wrong))  # before: to import onnxruntime takes as long as twenty questions may
+    started = on_probation(agent, tmp_path)
+    other.replace((agent.home / "active" / "toy").resolve() / "golden.npz")
     ended = agent.job(started)
     assert "within its probation: an answer is wrong: the output `sum`" in ended["error"]["message"]
     assert agent.model("toy")["release"] == "1"
