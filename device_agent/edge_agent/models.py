@@ -155,17 +155,11 @@ class Models:
     def infer(self, name: str, header_bytes: int | None, body: bytearray) -> Answered:
         """Ask its worker. Raises UnknownModel or WorkerUnavailable."""
         begin = time.perf_counter_ns()
-        model = self.get(name)
-        while True:
-            try:
-                answer = model.worker.ask(header_bytes, body)
-                break
-            except WorkerUnavailable as error:
-                successor = self._successor(name, model, error)
-                if successor is None:
-                    model.counters.failed(time.perf_counter_ns() - begin)
-                    raise
-                model = successor  # it was replaced while this request waited for its turn
+        try:
+            model, answer = self._of_active(name, lambda model: (model, model.worker.ask(header_bytes, body)))
+        except WorkerUnavailable:
+            self.get(name).counters.failed(time.perf_counter_ns() - begin)
+            raise
         if answer.status != 200:
             model.counters.failed(time.perf_counter_ns() - begin)
         else:
@@ -174,17 +168,18 @@ class Models:
 
     def adopt(self, name: str, region: int, bell: int) -> None:
         """Let a program ask its worker directly. Raises UnknownModel, WorkerUnavailable or NotARegion."""
-        self._of_active(name, lambda worker: worker.adopt(region, bell))
+        self._of_active(name, lambda model: model.worker.adopt(region, bell))
 
     def described(self, name: str) -> dict[str, Any]:
         """What its worker says of itself, once it is loaded. Raises UnknownModel or WorkerUnavailable."""
-        return self._of_active(name, Worker.described)
+        return self._of_active(name, lambda model: model.worker.described())
 
-    def _of_active(self, name: str, ask: Callable[[Worker], Answer]) -> Answer:
+    def _of_active(self, name: str, ask: Callable[[Active], Answer]) -> Answer:
+        """Of the one that is active, or of the one that replaced it while the question waited for its turn."""
         model = self.get(name)
         while True:
             try:
-                return ask(model.worker)
+                return ask(model)
             except WorkerUnavailable as error:
                 successor = self._successor(name, model, error)
                 if successor is None:
