@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from math import log10
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -32,7 +32,8 @@ from edgesdk.source import Source, model_files
 
 HALVINGS = 6  # of the range in which the share of the multiply-accumulates is looked for that gives a latency
 RACE_S = 3.0
-GOALS = ("macs", "parameters", "latency", "2:4")
+Of = Literal["macs", "parameters", "latency", "2:4"]
+GOALS = get_args(Of)
 TAUGHT_S = 240.0  # of training, where that is asked for
 
 
@@ -40,7 +41,7 @@ TAUGHT_S = 240.0  # of training, where that is asked for
 class Goal:
     """The share that stays, between 0 and 1, of what the model costs; or two of every four weights."""
 
-    of: Literal["macs", "parameters", "latency", "2:4"]  # GOALS
+    of: Of
     share: float = 0.5
 
     def check(self, profile: Profile) -> None:
