@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edge_agent import home as homes
+from edge_agent import streams
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,7 @@ CHILDREN = {"racer": "race", "looker": "look", "answerer": "answering", "measure
 
 
 def main(argv: list[str] | None = None) -> int:
-    _open_streams()
+    streams.open_closed()
     argv, home, begun = sys.argv[1:] if argv is None else argv, homes.resolve(), None
     if argv[:1] == ["serve"]:
         from edge_agent import zygote
@@ -53,17 +54,6 @@ def main(argv: list[str] | None = None) -> int:
     if reply is not None:
         _show(reply, arguments)
     return 0
-
-
-def _open_streams() -> None:
-    """What starts a service may leave them closed: then they are empty, and no file that is opened later gets their numbers."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115  # as long as the program
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,12 +9,12 @@ import sys
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup, TyperOption
 
+from edge_agent import streams
 from edgesdk.errors import EdgeSDKError
 from edgesdk.progress import Progress, silent
 from edgesdk.units import bytes_text as bytes_text
@@ -51,13 +51,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON document on
 
 
 def open_streams() -> None:
-    """A stream that is closed, as a service may leave it, becomes an empty one; what stdout's encoding does not know is shown as `?`.
+    """A stream that is closed becomes an empty one; what stdout's encoding does not know is shown as `?`.
 
     File names that are no UTF-8 go out as the bytes that they are.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115  # it stays open as long as the program
+    streams.open_closed()
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "replace")
 
