@@ -142,7 +142,7 @@ def test_sudo_is_asked_for_its_password_once_and_a_wrong_one_is_said(board: Bare
     if fetched.returncode:
         pytest.skip("needs apt-get and its archive")
     (package,) = tmp_path.glob("sudo_*.deb")
-    install = "cat > /root/sudo.deb; dpkg -i /root/sudo.deb && rm /root/sudo.deb; echo 'pi:open sesame' | chpasswd; usermod -aG sudo pi"
+    install = "cat > /tmp/sudo.deb; dpkg -i /tmp/sudo.deb && rm /tmp/sudo.deb; echo 'pi:open sesame' | chpasswd; usermod -aG sudo pi"
     subprocess.run(["ssh", "-F", board.config, "-l", "root", board.name, install], input=package.read_bytes(), capture_output=True, check=True, timeout=120)
     asked_for: list[str] = []
 
