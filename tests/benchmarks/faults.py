@@ -12,8 +12,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
 
-from tests.e2e.faults import SET_UP, START, STEPS, WAYS, fault_at_each
+from tests.e2e.faults import SET_UP, START, STEPS, WAYS, Found, fault_at_each
 
 LONG = ("agent", "first", "teardown")  # hundreds of files that are unpacked alike: the repeats share these calls
 
@@ -26,14 +27,29 @@ def main() -> int:
             for repeat in range(options.repeats if WAYS[way].ends else 1):
                 begin = time.monotonic()
                 every = options.every * (options.repeats if step in LONG else 1)
-                found = fault_at_each(step, way, first=1 + repeat % every, every=every)  # thinned, each repeat begins at another call
+                first = 1 + repeat % every  # thinned, each repeat begins at another call
+                found = fault_at_each(step, way, _told(f"{step:9} {way:9} {repeat + 1}"), first=first, every=every)
                 tries, failures = tries + found.tried, failures + len(found.problems)
                 points += len(found.points) if (way, repeat) == (options.ways[0], 0) else 0
                 print(f"{step:9} {way:9} {repeat + 1}: {found}, {time.monotonic() - begin:.0f} s", flush=True)
-                for problem in found.problems:
-                    print(f"    {problem}", flush=True)
     print(f"{points} points in {len(options.steps)} steps, {tries} tries, {failures} failures")
     return 1 if failures else 0
+
+
+def _told(label: str) -> Callable[[Found], None]:
+    """A step of hundreds of calls takes an hour: each failure at once, and how far it is each minute."""
+    begin, said, failures = time.monotonic(), 0, 0
+
+    def told(found: Found) -> None:
+        nonlocal said, failures
+        for problem in found.problems[failures:]:
+            print(f"    {problem}", flush=True)
+        failures = len(found.problems)
+        if (minutes := int((time.monotonic() - begin) / 60)) > said:
+            said = minutes
+            print(f"{label}: {found.tried} tries, {failures} failures, {minutes} min", file=sys.stderr, flush=True)
+
+    return told
 
 
 def parse() -> argparse.Namespace:

@@ -351,6 +351,9 @@ class Found:
         return f"{len(self.points)} points ({kinds}), {self.tried} tries, {len(self.problems)} failures"
 
 
+Told = Callable[[Found], None]  # after each try
+
+
 def ready(world: World) -> None:
     """An agent with a version that answers and one that ran before."""
     world.start()
@@ -358,7 +361,7 @@ def ready(world: World) -> None:
         world.deploy(world.bundle()[1])
 
 
-def tried(world: World, step: Callable[[World], Prepared], way: Way, *, first: int = 1, every: int = 1) -> Found:
+def tried(world: World, step: Callable[[World], Prepared], way: Way, told: Told, *, first: int = 1, every: int = 1) -> Found:
     """One after the other, on the same store: what one leaves behind the next one finds."""
     found, at = Found(), first
     while True:
@@ -370,12 +373,13 @@ def tried(world: World, step: Callable[[World], Prepared], way: Way, *, first: i
             work()
         hit, calls = device.hit, device.disarm()
         _judged(world, found, way, at, hit, calls, allowed if hit else promised)
+        told(found)
         if not hit:
             return found
         at += every
 
 
-def tried_at_start(world: World, way: Way, *, unfinished: bool, first: int = 1, every: int = 1) -> Found:
+def tried_at_start(world: World, way: Way, told: Told, *, unfinished: bool, first: int = 1, every: int = 1) -> Found:
     """The agent's own start; ``unfinished``: it finds a swap that it has to undo."""
     found, at = Found(), first
     while True:
@@ -395,6 +399,7 @@ def tried_at_start(world: World, way: Way, *, unfinished: bool, first: int = 1, 
                 world.answers()
         hit, calls = device.hit, device.disarm()
         _judged(world, found, way, at, hit, calls, allowed)
+        told(found)
         if not hit:
             return found
         at += every
@@ -473,7 +478,7 @@ class SetUp:
         for _, _, reply in (self.receive(data), self.ask("agent", digest_of(data))):
             assert "error" not in reply, reply
 
-    def tried(self, verb: str, *, first: int = 1, every: int = 1) -> Found:
+    def tried(self, verb: str, told: Told, *, first: int = 1, every: int = 1) -> Found:
         """``verb``: receive, agent, runtime, launcher, first, teardown."""
         found, at = Found(), first
         while True:
@@ -494,6 +499,7 @@ class SetUp:
                 self.world.end()
                 shutil.rmtree(self.world.home, ignore_errors=True)
                 self.begin()
+            told(found)
             if not hit:
                 return found
             at += every
@@ -596,8 +602,8 @@ class SetUp:
         return hit, calls, again
 
 
-def fault_at_each(step: str, way: str, *, first: int = 1, every: int = 1) -> Found:
-    """On a device of its own: the fault at the ``first`` call of the step, and at each ``every``-th after it."""
+def fault_at_each(step: str, way: str, told: Told = void, *, first: int = 1, every: int = 1) -> Found:
+    """On a device of its own: the fault at the ``first`` call of the step, and at each ``every``-th after it; ``told`` of each try."""
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         disk = Ext4(Path(folder, "disk")) if way in ("lost", "kept") else Disk(Path(folder, "disk"))
         disk.folder.mkdir(exist_ok=True)
@@ -606,11 +612,11 @@ def fault_at_each(step: str, way: str, *, first: int = 1, every: int = 1) -> Fou
             if step in SET_UP:
                 set_up = SetUp(world, WAYS[way])
                 set_up.begin()
-                return set_up.tried(step, first=first, every=every)
+                return set_up.tried(step, told, first=first, every=every)
             ready(world)
             if step in START:
-                return tried_at_start(world, WAYS[way], unfinished=step == "recover", first=first, every=every)
-            return tried(world, STEPS[step], WAYS[way], first=first, every=every)
+                return tried_at_start(world, WAYS[way], told, unfinished=step == "recover", first=first, every=every)
+            return tried(world, STEPS[step], WAYS[way], told, first=first, every=every)
         finally:
             world.end()
             disk.close()
