@@ -1,5 +1,6 @@
 """The race child: opens two models in a process of its own and times them against each other.
 
+What is asked is a question, or ``together`` of them that came at once: then each side runs as many as one as its profile's `max_batch` lets it.
 The supervisor drives it over an inherited socket: first the question what to open, then for how long to run. If a model crashes
 the runtime, only this process dies; the stage that it had told is the model to blame.
 """
@@ -13,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Dict
 
-from edge_agent import externals, frames, golden, latency, probe, worker
+from edge_agent import batching, externals, frames, golden, latency, probe, worker
 from edge_agent.bundle import BundleError
 from edge_agent.errors import AgentError
 from edge_agent.protocol import ProtocolError
@@ -44,7 +45,8 @@ def serve(folder: Path, _home: Path, descriptor: int) -> int:
             before, after, feeds = opened(sock, folder, **arguments)
             frames.send(sock, {"result": {}})
             question, _ = frames.receive(sock)
-            frames.send(sock, {"result": race(before, after, feeds, **question["arguments"])})
+            batches = [int(profile.get("runtime", {}).get("max_batch", 1)) for profile in arguments["profiles"]]
+            frames.send(sock, {"result": race(before, after, feeds, batches=batches, **question["arguments"])})
             frames.receive(sock)
         except ModelFailed as failed:
             frames.send(sock, {"result": {"failed": {"model": failed.model, "message": str(failed), "hint": failed.hint}}})
@@ -80,18 +82,33 @@ def opened(
     return sessions[0], sessions[1], questions
 
 
-def race(before: Session, after: Session, feeds: Sequence[Feeds], *, limit_s: float, most: int = _MOST_PAIRS) -> dict[str, Any]:
-    """Raw pairs in nanoseconds, and on what they were run. Raises ModelFailed."""
+def race(
+    before: Session,
+    after: Session,
+    feeds: Sequence[Feeds],
+    *,
+    limit_s: float,
+    most: int = _MOST_PAIRS,
+    together: int = 1,
+    batches: Sequence[int] = (1, 1),
+) -> dict[str, Any]:
+    """Raw pairs in nanoseconds, and on what they were run. ``together``: questions of one time; ``batches``: rows that either side runs as one.
+
+    Raises ModelFailed.
+    """
     import onnxruntime
 
     spinning = before.spins or after.spins
-    times, warmup = latency.side_by_side(_runner("before", before), _runner("after", after), feeds, spinning=spinning, most=most, limit_s=limit_s)
+    each = max(batching.rows_of(feeds[0]), 1)
+    first, second = (_runner(*side, parts(together, rows // each)) for side, rows in zip((("before", before), ("after", after)), batches))
+    times, warmup = latency.side_by_side(first, second, feeds, spinning=spinning, most=most, limit_s=limit_s)
     return {
         "pairs_ns": times,
         "warmup": warmup,
         "before": {"provider": before.providers[0], "nodes": before.nodes, "threads": before.threads},
         "after": {"provider": after.providers[0], "nodes": after.nodes, "threads": after.threads},
         "threads": before.threads,
+        "together": together,
         "onnxruntime": onnxruntime.__version__,
         **probe.conditions(),
     }
@@ -110,10 +127,26 @@ def read_feeds(data: bytes, inputs: Sequence[str]) -> list[Feeds]:
     return [found[index] for index in sorted(found)]
 
 
-def _runner(model: str, session: Session) -> Any:
+def parts(together: int, most: int) -> list[int]:
+    """How many of them are run as one, run after run.
+
+    >>> parts(8, 3)
+    [3, 3, 2]
+    """
+    each = max(1, min(together, most))
+    return [min(each, together - begin) for begin in range(0, together, each)]
+
+
+def _runner(model: str, session: Session, questions: Sequence[int]) -> Any:
+    """``questions``: of each run. A question is the same as often as it comes."""
+
     def run(feeds: Feeds) -> None:
         try:
-            session.run(feeds)
+            for count in questions:
+                if count == 1:
+                    session.run(feeds)
+                elif batching.parted(session.run(batching.joined([feeds] * count)), [batching.rows_of(feeds)] * count) is None:
+                    raise SessionError("its answer to several questions at once has not a row for each")
         except SessionError as error:
             raise ModelFailed(model, error) from error
 

@@ -44,6 +44,7 @@ _SLOWEST_S = 600  # beyond its limit, for the twenty pairs that there have to be
 _KEPT_S = 3600
 _STREAM_S = 7 * 86400  # as long as somebody asks: it ends with the connection
 _MOST_LOOKS = 1000
+_MOST_TOGETHER = 1024
 
 
 class UnknownRace(AgentError):
@@ -63,6 +64,7 @@ class Race:
     inputs: tuple[str, ...]
     profiles: tuple[dict[str, Any], dict[str, Any]]  # of the one before, and of the one after
     limit_s: float
+    together: int = 1  # questions that come at once
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Races:
                 if "failed" in opened:
                     return opened
                 enter("race")
-                return child.ask({"arguments": {"limit_s": race.limit_s}}, timeout_s=race.limit_s + _SLOWEST_S)
+                return child.ask({"arguments": {"limit_s": race.limit_s, "together": race.together}}, timeout_s=race.limit_s + _SLOWEST_S)
             except ChildDied as error:
                 return {"failed": {"model": job.stage if job.stage in ("before", "after") else None, "message": str(error), "hint": error.hint}}
             finally:
@@ -284,12 +286,15 @@ def parse(document: Mapping[str, Any]) -> Race:
     """What a host sent. Raises BundleError for anything that is no race."""
     try:
         inputs = tuple(document["inputs"])
-        limit_s = float(document["limit_s"])
+        limit_s, together = float(document["limit_s"]), document.get("together", 1)
         profiles = document["profiles"] if "profiles" in document else [document["profile"]] * 2
         first, second = map(parse_profile, profiles)
-        race = Race(parse_files(document["before"]), parse_files(document["after"]), parse_descriptor(document["feeds"]), inputs, (first, second), limit_s)
+        before, after, feeds = parse_files(document["before"]), parse_files(document["after"]), parse_descriptor(document["feeds"])
+        race = Race(before, after, feeds, inputs, (first, second), limit_s, together)
         if not all(isinstance(name, str) for name in inputs) or not len(inputs) <= MOST_INPUTS or not 0 < limit_s <= LONGEST_S:
             raise ValueError("inputs or limit_s")
+        if type(together) is not int or not 0 < together <= _MOST_TOGETHER:
+            raise ValueError(f"together is a number up to {_MOST_TOGETHER}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"what came is no race: {error}"[:200], "is this host's edgesdk of another version?") from error
     return race
@@ -316,9 +321,9 @@ def parse_profile(document: Mapping[str, Any]) -> dict[str, Any]:
         if not isinstance(provider["name"], str) or not all(isinstance(part, str) for pair in options.items() for part in pair):
             raise ValueError("a provider has a name, and options of text")
     runtime = document.get("runtime", {})
-    for key, least in (("intra_op_threads", 0), ("inter_op_threads", 1)):
-        threads = runtime.get(key, least)
-        if type(threads) is not int or not least <= threads <= 1024:
+    for key, least in (("intra_op_threads", 0), ("inter_op_threads", 1), ("max_batch", 1)):
+        given = runtime.get(key, least)
+        if type(given) is not int or not least <= given <= 1024:
             raise ValueError(f"{key} is a number")
     return dict(document)
 

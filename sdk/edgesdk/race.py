@@ -112,14 +112,16 @@ class Here:
         self._device = self.facts.board or self.facts.cpu_model or self.facts.architecture
         (folder / "feeds.npz").write_bytes(packed(feeds, self._inputs))
 
-    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
-        """``profiles``: for each model one of its own. Raises ModelError where one of the two does not run here."""
+    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None, together: int = 1) -> Raced:
+        """``profiles``: for each model one of its own; ``together``: questions that come at once. Raises ModelError where one of the two does not run here."""
         first, second = profiles or (self._profile, self._profile)
         question = {"before": self._laid_out(before, first), "after": self._laid_out(after, second), "feeds": "feeds.npz", "inputs": self._inputs}
         run_as = [first.to_dict(), second.to_dict()]
         with _translated(), Child("racer", self._folder, self._folder, what="the process that ran both models") as child:
             opened = child.ask({"arguments": {**question, "profiles": run_as}}, timeout_s=_OPEN_S)
-            told = opened if "failed" in opened else child.ask({"arguments": {"limit_s": limit_s, "most": _MOST_PAIRS_HERE}}, timeout_s=limit_s + _OPEN_S)
+            told = opened
+            if "failed" not in opened:
+                told = child.ask({"arguments": {"limit_s": limit_s, "most": _MOST_PAIRS_HERE, "together": together}}, timeout_s=limit_s + _OPEN_S)
         if "failed" in told:
             raise ModelError(f"{_MODELS[told['failed']['model']]} does not run here: {told['failed']['message']}", told["failed"]["hint"])
         return Raced(
@@ -182,10 +184,11 @@ class Racer:
         """The version that runs models there, now that it is set up."""
         return self.device.status().agent.onnxruntime or ""
 
-    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None) -> Raced:
+    def race(self, before: Files, after: Files, *, limit_s: float, profiles: tuple[Profile, Profile] | None = None, together: int = 1) -> Raced:
         """Time both for about ``limit_s`` seconds, as `benchmark.compare` does. What the device has of an earlier race is not sent again.
 
-        ``profiles``: for each model one of its own, instead of the one that was given.
+        ``profiles``: for each model one of its own, instead of the one that was given. ``together``: so many questions come at once, and either
+        side runs as many as one as its profile's `max_batch` says; the times are those of all of them.
 
         Raises ModelError where the second model does not run there, DeviceError where the first does not or the device fails,
         and ConnectionFailed.
@@ -199,6 +202,7 @@ class Racer:
             # Not `profile` with two of them: an agent that knows only that one refuses, and does not time what nobody asked for.
             **({"profiles": [each.to_dict() for each in profiles]} if profiles else {"profile": self.profile.to_dict()}),
             "limit_s": limit_s,
+            **({"together": together} if together > 1 else {}),
         }
 
         def start() -> str:
@@ -209,6 +213,8 @@ class Racer:
         if not isinstance(result, Times):
             assert result is not None  # `Device.race` returns what has one
             raise self._failed(result.failed)
+        if result.together != together:
+            raise DeviceError(f"the agent of `{self.device.host}` is older than this edgesdk and runs no questions together", "`edgesdk setup` renews it")
         return Raced(
             **asdict(summary(result.pairs_ns, result.warmup)),
             host=self.device.host,

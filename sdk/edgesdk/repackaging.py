@@ -76,8 +76,10 @@ def write(path: Path, output: Path, before: Profile, after: Profile, evidence: d
 
 def to_toml(before: Profile, after: Profile, evidence: dict[str, Any]) -> str:
     """A profile that extends the one before and says what is other, readable by people."""
+    alone = set(evidence["settings"]) - {"max_batch"}  # what one question gains by
+    gain = f": {evidence['speedup']:.3f} times as fast ({evidence['low']:.3f} … {evidence['high']:.3f})" if alone else ""
     lines = [
-        f"# Found by `edgesdk tune` on {evidence['device']}: {evidence['speedup']:.3f} times as fast ({evidence['low']:.3f} … {evidence['high']:.3f}).",
+        f"# Found by `edgesdk tune` on {evidence['device']}{gain}.",
         f"title = {json.dumps(f'{before.title}, tuned', ensure_ascii=False)}",
         f"extends = {json.dumps(before.name)}",
     ]

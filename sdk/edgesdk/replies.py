@@ -257,6 +257,7 @@ class Times(Reply):
     before: Ran
     after: Ran
     threads: Count
+    together: Count = 1
     onnxruntime: Text
     governor: Text | None = None
     temperature_c: float | None = None

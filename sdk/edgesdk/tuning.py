@@ -6,6 +6,10 @@ Every measurement is a race of the model against itself: as the profile has it, 
 anew. First each change alone; then the best of each knob together, with half of the field dropped after every round (successive halving;
 Jamieson and Talwalkar 2016). The one that is left has been lucky, too, so it starts again from nothing against the profile's settings, as `compare`
 does it: only if it is faster for sure is it chosen. Else the profile stays as it is.
+
+Batches are another matter, as a question that comes alone is not answered faster by them. Of two questions that come at once, run one after the other,
+one has its answer after one run and the other after two: 1.5 runs on the mean. So up to two are run as one where that takes less than 1.5 runs,
+up to four where it takes less than 1.5 times two, and so on, each for sure.
 """
 
 import dataclasses
@@ -47,9 +51,14 @@ _WORTH = 0.005  # a setting that brings less than half a percent is not worth it
 _RESERVED = 0.35  # of the time, for the confirmation
 _LEAST_TRIED = 3
 _LEAST_CONFIRMED = 8  # restarts that the reserve is good for
+_LEAST_BATCHED = 5  # restarts without which it is not begun
 
 Stopped = Literal["decided", "narrow enough", "most restarts", "time is up", "nothing looked faster"]
-Racing = Callable[[Profile, bool], Raced]  # the profile's settings against those of another; whether its own are opened first
+# The model under two profiles, the first one opened first, asked so many questions at once.
+Racing = Callable[[Profile, Profile, int], Raced]
+BATCHES = (2, 4, 8, 16, 32)
+_MEAN_OF_HALVES = 0.75  # of the time of two runs: the mean of when the first half and the second half of the questions are answered
+_ANY_SHAPE = ("CPUExecutionProvider", "CUDAExecutionProvider", "XnnpackExecutionProvider")  # those that compile nothing for a number of rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +74,25 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """``rows`` questions that come at once, run as one instead of as two halves. ``speedup``: of the mean time until an answer, with its 99 % interval."""
+
+    rows: int
+    verdict: Verdict
+    speedup: float
+    low: float
+    high: float
+    halves_ms: float  # of both, one after the other
+    ms: float
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
     """What was found, of what, and where; its fields are the keys of `--json`.
 
     ``settings`` is what was chosen, as far as it differs from the profile: empty where the profile stays. ``candidate`` is what was confirmed, or
-    was not; the interval (99 %) and the milliseconds are of that.
+    was not; the interval (99 %) and the milliseconds are of that. `max_batch` is judged by itself, in ``batches``.
     """
 
     name: str
@@ -87,6 +110,7 @@ class Tuned:
     restarts: int  # of the confirmation
     stopped: Stopped
     tried: tuple[Tried, ...]
+    batches: tuple[Batch, ...]  # from two rows on, as long as more were answered sooner
     measured: int  # restarts of this call
     remembered: int  # of earlier ones
     seconds: float
@@ -157,10 +181,8 @@ def tune(
         }
         ledger = stack.enter_context(Ledger.open(_place(about), about, afresh=afresh))
 
-        def measure(other: Profile, default_first: bool) -> Raced:  # noqa: FBT001 - as `Racing` has it
-            both = (target, other) if default_first else (other, target)
-            found = racer.race(files, files, limit_s=RESTART_S, profiles=both)
-            return found if default_first else comparison.turned(found)
+        def measure(first: Profile, second: Profile, together: int) -> Raced:
+            return racer.race(files, files, limit_s=RESTART_S, profiles=(first, second), together=together)
 
         def differs(other: Profile) -> str | None:
             with ExitStack() as asked:
@@ -174,7 +196,12 @@ def tune(
         search = Search(target, cores, measure, ledger, time.monotonic(), limit_s, progress, differs if opened.profile else lambda _: None)
         candidate = search.best(knobs.knobs_of(target, cores=cores, providers=there))
         confirmed = search.confirmed(candidate) if candidate else None
+        fixed = _unbatchable(opened.model, target, there)
+        batches = search.batched(candidate if candidate and confirmed and confirmed[1].verdict == "faster" else {}) if not fixed else ()
     found = search.told(candidate, confirmed)
+    rows = max((each.rows for each in batches if each.verdict == "faster"), default=1)
+    if rows > target.runtime.max_batch:
+        found["settings"]["max_batch"] = rows
     tuned = Tuned(
         name=opened.name or opened.title,
         digest=digest,
@@ -185,7 +212,8 @@ def tune(
         cpu=racer.facts.cpu_model,
         started=started,
         seconds=round(time.monotonic() - begin, 1),
-        notes=tuple(_notes(opened.model, search)),
+        notes=tuple(_notes(search, fixed, target.runtime.max_batch, rows)),
+        batches=batches,
         **found,
     )
     if output is None or not tuned.settings:
@@ -230,6 +258,7 @@ class Search:
         """``differs`` tells what is wrong with the answers under a profile, None where nothing is."""
         self.entries: dict[str, Entry] = {}
         self.cut_short = False
+        self.batch_failed: str | None = None  # why questions are not run as one
         self._profile, self._cores, self._measure, self._ledger, self._progress = profile, cores, measure, ledger, progress
         self._begin, self._limit_s, self._costs, self._differs = begin, limit_s, list[float](), differs
 
@@ -246,6 +275,8 @@ class Search:
             for each in field[keep:]:
                 each.note = "others were faster"
             field = field[:keep]
+        for each in field:
+            each.note = "not faster once it was tried again" if each.score <= 0 else each.note
         return self._right(field)
 
     def confirmed(self, change: Change) -> tuple[list[Raced], comparison.Estimate, comparison.Stopped]:
@@ -256,8 +287,45 @@ class Search:
             found = self._raced("confirm", change, next(count), default_first=first == 0)
             return found if first < second else comparison.turned(found)
 
-        left = self._limit_s - (time.monotonic() - self._begin) - (max(self._costs[-5:]) if self._costs else 0)  # the last restart ends in time
-        return comparison.decided(run, limit_s=max(left, 0), progress=lambda _, done, total: self._progress("confirm", done, total))
+        return comparison.decided(run, limit_s=self._left_s(), progress=lambda _, done, total: self._progress("confirm", done, total))
+
+    def batched(self, settings: Change) -> tuple[Batch, ...]:
+        """Under these settings: twice as many questions as one, again and again, as long as they are answered sooner for sure."""
+        found = list[Batch]()
+        for rows in BATCHES:
+            if self._left_s() < _LEAST_BATCHED * (statistics.fmean(self._costs) if self._costs else RESTART_S):
+                self.batch_failed = "the time was up"
+                break
+            try:
+                found.append(self._doubled(settings, rows))
+            except ModelError as error:
+                self.batch_failed = str(error)
+                break
+            if found[-1].verdict != "faster":
+                break
+        return tuple(found)
+
+    def _doubled(self, settings: Change, rows: int) -> Batch:
+        """So many questions at once, in two halves and as one. Raises ModelError."""
+        halves, one, count = {**settings, "max_batch": rows // 2}, {**settings, "max_batch": rows}, itertools.count()
+
+        def run(first: int, second: int) -> Raced:
+            found = self._raced("batch", one, next(count), default_first=first == 0, base=halves, together=rows)
+            found = dataclasses.replace(found, speedup=found.speedup * _MEAN_OF_HALVES)
+            return found if first < second else comparison.turned(found)
+
+        stage = f"run {rows} as one"
+        races, estimate, _ = comparison.decided(run, limit_s=self._left_s(), progress=lambda _, done, total: self._progress(stage, done, total))
+        return Batch(
+            rows=rows,
+            verdict=estimate.verdict,
+            speedup=estimate.speedup,
+            low=estimate.low,
+            high=estimate.high,
+            halves_ms=statistics.median(each.before_ms for each in races),
+            ms=statistics.median(each.after_ms for each in races),
+            restarts=len(races),
+        )
 
     def told(self, candidate: Change | None, confirmed: tuple[list[Raced], comparison.Estimate, comparison.Stopped] | None) -> dict[str, Any]:
         """As the fields of `Tuned`."""
@@ -331,6 +399,10 @@ class Search:
                     each.failed, each.note = True, f"does not run: {error}"
         self._progress(stage, len(entries), len(entries))
 
+    def _left_s(self) -> float:
+        """So that the last restart ends in time."""
+        return max(self._limit_s - (time.monotonic() - self._begin) - (max(self._costs[-5:]) if self._costs else 0), 0)
+
     def _late(self) -> bool:
         """Whether what is left belongs to the confirmation. The first few measurements are always made, else nothing could be said."""
         if len(self._costs) < _LEAST_TRIED:
@@ -339,14 +411,17 @@ class Search:
         each = statistics.fmean(self._costs) if self._costs else 0.0
         return left < max(_RESERVED * self._limit_s, _LEAST_CONFIRMED * each)
 
-    def _raced(self, phase: str, change: Change, index: int, *, default_first: bool) -> Raced:
-        """From the ledger, or measured and written there; a change that does not run is a measurement, too. Raises ModelError."""
+    def _raced(self, phase: str, change: Change, index: int, *, default_first: bool, base: Change | None = None, together: int = 1) -> Raced:
+        """The change against the profile as it is, or with another change: from the ledger, or measured and written there.
+
+        Raises ModelError where it does not run, which is a measurement, too.
+        """
         what, begin = knobs.key_of(change), time.monotonic()
         known = self._ledger.get(phase, what, index)
         if known is None or not _readable(known):
             try:
-                found = self._measure(knobs.applied(self._profile, change), default_first)
-                known = asdict(found)
+                both = knobs.applied(self._profile, base or {}), knobs.applied(self._profile, change)
+                known = asdict(self._measure(*both, together) if default_first else comparison.turned(self._measure(*both[::-1], together)))
             except ModelError as error:
                 known = {"failed": str(error)}
             self._ledger.add(phase, what, index, known)
@@ -418,9 +493,19 @@ def _place(about: Mapping[str, Any]) -> Path:
     return cache_folder() / "tuning" / f"{bundle.digest_of(bundle.to_json(about))[7:39]}.jsonl"
 
 
-def _notes(model: Model, search: Search) -> list[str]:
-    """What a reader of the result should know, in sentences."""
+def _unbatchable(model: Model, profile: Profile, there: Sequence[str]) -> str | None:
+    """Why questions cannot be run as one; None where they can."""
+    if not all(info.shape and info.shape[0] is None for info in (*graph.inputs(model), *graph.outputs(model))):
+        return "the model's first axis is fixed"
+    first = next((each.name for each in profile.providers if each.name in there), _ANY_SHAPE[0])
+    return None if first in _ANY_SHAPE else f"{first} compiles for each number of rows"
+
+
+def _notes(search: Search, fixed: str | None, given: int, rows: int) -> list[str]:
+    """What a reader of the result should know, in sentences. ``given``: the profile's `max_batch`; ``rows``: what was found good."""
     said = ["the time was up before all that looked promising was tried: the same command again goes on from here"] if search.cut_short else []
-    if all(info.shape and info.shape[0] is None for info in graph.inputs(model)):
-        said.append("batches are not tuned: they are for throughput, this is for latency; `max_batch` in a profile has questions that wait run as one")
+    if why := fixed or search.batch_failed:
+        said.append(f"batches: {why}")
+    elif rows < given:
+        said.append(f"max_batch {given} is the profile's and stays; of {2 * rows} questions that come at once, {rows} at a time are answered as soon")
     return said

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from toys import CPU_PROFILE, Agent, gather, layers, processes, wait_until
 
 from edge_agent import races as races_of
@@ -80,7 +81,7 @@ def test_a_race_tells_raw_pairs_and_changes_nothing(shared: Agent) -> None:
     ended = race(shared, small, big)
     assert (ended["state"], ended["stage"], ended["error"]) == ("done", "race", None)
     told = ended["result"]
-    assert set(told) == {"pairs_ns", "warmup", "before", "after", "threads", "onnxruntime", "governor", "temperature_c"}
+    assert set(told) == {"pairs_ns", "warmup", "before", "after", "threads", "together", "onnxruntime", "governor", "temperature_c"}
     pairs = np.array(told["pairs_ns"])
     assert 20 <= len(pairs) <= 200
     assert np.median(pairs[:, 1] / pairs[:, 0]) > 1.5
@@ -128,6 +129,33 @@ def test_one_model_may_run_against_itself_with_other_settings(shared: Agent) -> 
     unknown = race(shared, model, model, profiles=[CPU_PROFILE, {**CPU_PROFILE, "runtime": {"execution": "someday"}}])["result"]["failed"]
     assert (unknown["model"], unknown["hint"]) == ("after", "update the agent: `edgesdk setup HOST`")
     assert "wants `execution` to be 'someday', and this agent knows sequential, parallel" in unknown["message"]
+
+
+@pytest.mark.e2e
+def test_questions_that_come_together_are_run_as_each_profile_has_it(shared: Agent) -> None:
+    model, row = layers(60), packed({"x": np.ones((1, 256), np.float32)})
+
+    def seen(first: int, second: int, together: int) -> float:
+        runs_as = [{**CPU_PROFILE, "runtime": {**CPU_PROFILE["runtime"], "max_batch": rows}} for rows in (first, second)]
+        told = race(shared, model, model, row, profiles=runs_as, together=together)["result"]
+        assert told["together"] == together
+        pairs = np.array(told["pairs_ns"])
+        return float(np.median(pairs[:, 0] / pairs[:, 1]))
+
+    assert seen(1, 16, 16) > 1.5  # the weights of each product are read once for sixteen rows
+    assert 0.7 < seen(16, 16, 16) < 1.4
+    assert 0.7 < seen(1, 16, 1) < 1.4  # one that comes alone runs alone
+    unlike = race(shared, total(), total(), row, profiles=[CPU_PROFILE, {**CPU_PROFILE, "runtime": {"max_batch": 4}}], together=4)["result"]
+    assert (unlike["failed"]["model"], unlike["failed"]["message"]) == ("after", "its answer to several questions at once has not a row for each")
+
+
+def total() -> bytes:
+    """The sum over all rows: one answer, however many were asked."""
+    infos = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 256]), helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", 256])]
+    graph = helper.make_graph(
+        [helper.make_node("ReduceSum", ["x", "axes"], ["y"])], "g", infos[:1], infos[1:], [numpy_helper.from_array(np.array([0]), "axes")]
+    )
+    return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
 
 
 @pytest.mark.e2e
@@ -254,6 +282,11 @@ def test_nothing_that_arrives_is_believed(shared: Agent) -> None:
         {"profile": {"providers": [{"name": 3}]}},
         {"profile": {"providers": [{"name": "x", "options": {"a": 1}}]}},
         {"profile": {"providers": [], "runtime": {"intra_op_threads": "all"}}},
+        {"profile": {"providers": [], "runtime": {"max_batch": 0}}},
+        {"together": 0},
+        {"together": 1 << 20},
+        {"together": True},
+        {"together": "2"},
         {"profile": {"providers": [], "runtime": {"inter_op_threads": 0}}},
         {"profiles": [CPU_PROFILE]},
         {"profiles": [CPU_PROFILE, {}]},

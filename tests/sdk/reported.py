@@ -226,6 +226,7 @@ def tuned(name: str) -> dict[str, Any]:
         "restarts": 7,
         "stopped": "decided",
         "tried": tried,
+        "batches": [{"rows": 2, "verdict": "slower", "speedup": 0.8, "low": 0.78, "high": 0.82, "halves_ms": 11.0, "ms": 10.4, "restarts": 5}],
     }
 
 

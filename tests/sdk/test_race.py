@@ -41,6 +41,14 @@ def test_what_comes_back_is_what_a_comparison_here_would_tell() -> None:
     assert transport.asked[2][-2:] == ["--wait", "20"]  # no question disturbs the measurement
 
 
+def test_an_agent_that_knows_no_questions_that_come_together_is_not_believed() -> None:
+    pi, _ = scripted({"missing": []}, {"job": "1"}, ended({**TIMES, "together": 8}), {"missing": []}, {"job": "2"}, ended(TIMES))
+    racer = Racer(pi, PC, X86, FEEDS)
+    assert racer.race(BEFORE, AFTER, limit_s=2, together=8).speedup == 2
+    with pytest.raises(DeviceError, match="runs no questions together"):
+        racer.race(BEFORE, AFTER, limit_s=2, together=8)
+
+
 @pytest.mark.parametrize(
     ("model", "kind", "words"),
     [("after", ModelError, "the second of two models"), (None, ModelError, "one of two models"), ("before", DeviceError, "the first of two models")],

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edge_agent.bundle import Layout
-from edgesdk import knobs, profiles, remote, repackaging, tuning, verification
+from edgesdk import comparison, graph, knobs, profiles, remote, repackaging, tuning, verification
 from edgesdk.cli import app
 from edgesdk.errors import ModelError, ProfileError, ProjectError, ResultError
 from edgesdk.ledger import Ledger
@@ -25,7 +25,7 @@ from edgesdk.profiles import Profile
 from edgesdk.race import Raced
 from edgesdk.tuning import Search, tune
 from tests.bundles import contents, inputs, write_bundle
-from tests.sdk.small_models import DATA
+from tests.sdk.small_models import DATA, build, node
 
 X86 = profiles.find("x86-cpu")
 MODEL = DATA / "resnet8_mnist.onnx"
@@ -45,10 +45,12 @@ def speed(profile: Profile, factors: dict[str, float]) -> float:
 def searched(tmp_path: Path, factors: dict[str, float], *, noise: float = 0.002, limit_s: float = 60, cores: int = 4) -> dict[str, Any]:
     drawn = random.Random(1)
 
-    def measure(other: Profile, _: bool) -> Raced:
-        if other.runtime.graph_optimization == "none":
+    def measure(first: Profile, second: Profile, _: int) -> Raced:
+        if "none" in (first.runtime.graph_optimization, second.runtime.graph_optimization):
             raise ModelError("no such luck")
-        return raced(speed(other, factors) * math.exp(drawn.gauss(0, noise)))
+        other = second if first == X86 else first
+        found = raced(speed(other, factors) * math.exp(drawn.gauss(0, noise)))
+        return found if first == X86 else comparison.turned(found)
 
     with Ledger.open(tmp_path / "l.jsonl", {}) as ledger:
         search = Search(X86, cores, measure, ledger, time.monotonic(), limit_s)
@@ -176,7 +178,7 @@ from tests.sdk.test_tuning import raced, speed, X86
 asked = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 add = tuning.Ledger.add
 
-def measured(self, before, after, *, limit_s, profiles):
+def measured(self, before, after, *, limit_s, profiles, together):
     time.sleep(0.02)
     default, other = profiles if profiles[0] == X86 else profiles[::-1]
     found = speed(other, {"memory_arena=False": 1.1, "intra_op_threads=1": 1.05}) * math.exp(random.gauss(0, 0.01))
@@ -243,7 +245,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str
     def with_factors(factors: dict[str, float]) -> None:
         drawn = random.Random(0)
 
-        def measured(_self: object, *_: object, limit_s: float, profiles: tuple[Profile, Profile]) -> Raced:
+        def measured(_self: object, *_: object, limit_s: float, profiles: tuple[Profile, Profile], together: int) -> Raced:
             first, second = (speed(each, factors) for each in profiles)
             return raced(second / first * math.exp(drawn.gauss(0, 0.001)))
 
@@ -298,6 +300,83 @@ def test_golden_answers_are_compared_in_a_tuned_session(tmp_path: Path) -> None:
         assert repackaging.difference(MODEL, here.run) is None
 
 
+@pytest.fixture
+def batching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[float, float], list[tuple[int, int, int]]]:
+    """A device on which so many rows take ``fixed_ms`` + rows * ``each_ms``; what is asked of it: both batches, and how many come together."""
+    monkeypatch.setenv("EDGESDK_CACHE", str(tmp_path / "cache"))
+    asked: list[tuple[int, int, int]] = []
+
+    def with_times(fixed_ms: float, each_ms: float) -> list[tuple[int, int, int]]:
+        drawn = random.Random(0)
+
+        def measured(_self: object, *_: object, limit_s: float, profiles: tuple[Profile, Profile], together: int) -> Raced:
+            first, second = rows = [min(each.runtime.max_batch, together) for each in profiles]
+            asked.append((first, second, together))
+            before, after = (together / count * (fixed_ms + count * each_ms) for count in rows)
+            return raced(before / after * math.exp(drawn.gauss(0, 0.003)))
+
+        monkeypatch.setattr(tuning.race.Here, "race", measured)
+        return asked
+
+    return with_times
+
+
+def test_batches_grow_as_long_as_the_mean_question_is_answered_sooner(tmp_path: Path, batching: Callable[..., Any]) -> None:
+    asked = batching(3.0, 1.0)  # 1: 4 ms, 2: 5 < 1.5 * 4, 4: 7 < 1.5 * 5, 8: 11 > 1.5 * 7
+    found = tune(write_bundle(tmp_path / "toy"), output=tmp_path / "tuned.tar")
+    assert found.settings == {"max_batch": 4}
+    assert [(each.rows, each.verdict) for each in found.batches] == [(2, "faster"), (4, "faster"), (8, "slower")]
+    assert found.batches[0].speedup == pytest.approx(0.75 * 8 / 5, rel=0.01)
+    assert {rows for rows in asked if rows[2] > 1} == {(1, 2, 2), (2, 1, 2), (2, 4, 4), (4, 2, 4), (4, 8, 8), (8, 4, 8)}
+    with Layout.open(tmp_path / "tuned.tar") as layout:
+        (manifest,) = layout.manifests().values()
+        assert json.loads(layout.blob(manifest.layer("profile.json").digest))["runtime"]["max_batch"] == 4
+    count = len(asked)
+    again = tune(write_bundle(tmp_path / "toy"))
+    assert [(each.rows, each.verdict, each.restarts) for each in again.batches] == [(each.rows, each.verdict, each.restarts) for each in found.batches]
+    assert (len(asked), again.measured) == (count, 0), "what was measured is remembered"
+
+
+def test_where_rows_cost_as_much_together_as_alone_questions_run_one_by_one(tmp_path: Path, batching: Callable[..., Any]) -> None:
+    batching(0.1, 1.0)
+    found = tune(write_bundle(tmp_path / "toy"))
+    assert ([(each.rows, each.verdict) for each in found.batches], found.settings) == ([(2, "slower")], {})
+    mine = X86.model_copy(update={"runtime": X86.runtime.model_copy(update={"max_batch": 8})})
+    (tmp_path / "free.onnx").write_bytes(contents().files["model.onnx"])
+    (note,) = [note for note in tune(tmp_path / "free.onnx", mine).notes if "max_batch" in note]
+    assert note == "max_batch 8 is the profile's and stays; of 2 questions that come at once, 1 at a time are answered as soon"
+
+
+def test_what_has_no_free_axis_is_not_batched(tmp_path: Path, batching: Callable[..., Any]) -> None:
+    asked = batching(3.0, 1.0)
+    graph.save_as(build([node("Relu", ["x"], ["y"])], inputs={"x": (1, 4)}, outputs={"y": (1, 4)}), tmp_path / "fixed.onnx")
+    found = tune(tmp_path / "fixed.onnx", X86)
+    assert (found.batches, found.notes) == ((), ("batches: the model's first axis is fixed",))
+    assert all(together == 1 for _, _, together in asked)
+
+
+def test_what_would_be_compiled_for_each_number_of_rows_is_not_batched(tmp_path: Path, batching: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = batching(3.0, 1.0)
+    monkeypatch.setattr(tuning, "_ANY_SHAPE", ("CUDAExecutionProvider",))
+    found = tune(write_bundle(tmp_path / "toy"))
+    assert (found.batches, found.notes) == ((), ("batches: CPUExecutionProvider compiles for each number of rows",))
+    assert all(together == 1 for _, _, together in asked)
+
+
+def test_where_several_at_once_do_not_run_they_are_asked_one_by_one(tmp_path: Path, quick: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    quick({"memory_arena=False": 1.3})
+    alone = tuning.race.Here.race
+
+    def refused(self: Any, *models: Any, together: int, **more: Any) -> Raced:
+        if together > 1:
+            raise ModelError("no room for two")
+        return alone(self, *models, together=together, **more)
+
+    monkeypatch.setattr(tuning.race.Here, "race", refused)
+    found = tune(write_bundle(tmp_path / "toy"))
+    assert (found.settings, found.batches, found.notes) == ({"memory_arena": False}, (), ("batches: no room for two",))
+
+
 def test_where_the_profile_stays_nothing_is_written(tmp_path: Path, quick: Callable[[dict[str, float]], None]) -> None:
     quick({})
     found = tune(write_bundle(tmp_path / "toy"), output=tmp_path / "new")
@@ -320,7 +399,7 @@ def test_of_a_file_there_is_a_profile_that_extends_the_one_it_was_run_as(tmp_pat
 def test_options_of_providers_are_written_too(tmp_path: Path) -> None:
     jetson = profiles.find("jetson-orin")
     changed = knobs.applied(jetson, {"TensorrtExecutionProvider:trt_builder_optimization_level": "5"})
-    text = tuning.repackaging.to_toml(jetson, changed, {"device": "a board", "speedup": 1.1, "low": 1.05, "high": 1.2})
+    text = tuning.repackaging.to_toml(jetson, changed, {"device": "a board", "speedup": 1.1, "low": 1.05, "high": 1.2, "settings": {"x": 1}})
     (tmp_path / "fast.toml").write_text(text)
     assert profiles.find(str(tmp_path / "fast.toml")).providers == changed.providers
 

@@ -35,7 +35,7 @@ def tune(
     unsigned: Annotated[bool, typer.Option("--unsigned", help="do not sign the new release, although `edgesdk key use` has chosen a key")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Find the threads, spinning, arena, execution, graph level and provider options with which a model is fastest there. A cut run goes on."""
+    """Find the threads, spinning, arena, execution, graph level, provider options and batch with which a model is fastest there. A cut run goes on."""
     from edgesdk import profiles, signing, tuning
 
     signer = None if unsigned or output is None or model.suffix == ".onnx" else signing.in_use()
@@ -113,14 +113,24 @@ def _tuned(found: "Tuned") -> str:
         for one in found.tried
     ]
     where = f"{found.device}{f' ({found.host})' if found.host else ''}, {found.provider}, {found.threads} threads, onnxruntime {found.onnxruntime}"
-    lines = [table(rows, head=("settings", "speed-up", "ms", "restarts", "")), "", f"on {where}"]
+    lines = [table(rows, head=("settings", "speed-up", "ms", "restarts", "")), ""]
+    if found.batches:
+        doubled = [
+            (each.rows, f"{each.halves_ms:.3f}", f"{each.ms:.3f}", f"{each.speedup:.3f} ({each.low:.3f} … {each.high:.3f})", each.restarts, each.verdict)
+            for each in found.batches
+        ]
+        lines += [table(doubled, head=("come at once", "in two halves, ms", "as one, ms", "mean answer sooner", "restarts", "")), ""]
+    lines.append(f"on {where}")
     lines.append(f"asked {found.inputs['source']}; {found.measured} restarts measured, {found.remembered} remembered, {found.seconds:.0f} s")
     interval = f"{found.speedup:.3f} times as fast ({found.low:.3f} … {found.high:.3f}, 99 %, {found.restarts} restarts)"
-    if found.settings:
-        lines.append(f"{found.name}: {knobs.in_words(found.settings)}: {interval}, {found.before_ms:.3f} → {found.after_ms:.3f} ms")
+    batch, single = found.settings.get("max_batch"), {key: value for key, value in found.settings.items() if key != "max_batch"}
+    if batch:
+        lines.append(f"{found.name}: max_batch {batch}: up to {batch} questions that wait at the same time are run as one")
+    if single:
+        lines.append(f"{found.name}: {knobs.in_words(single)}: {interval}, {found.before_ms:.3f} → {found.after_ms:.3f} ms")
     elif found.candidate:
-        lines.append(f"{found.name}: `{found.profile}` stays as it is: {knobs.in_words(found.candidate)} is not faster for sure: {interval}")
+        lines.append(f"{found.name}: `{found.profile}` stays as it is for one question: {knobs.in_words(found.candidate)} is not faster for sure: {interval}")
     else:
-        lines.append(f"{found.name}: `{found.profile}` stays as it is: nothing looked faster")
+        lines.append(f"{found.name}: `{found.profile}` stays as it is for one question: nothing looked faster")
     lines += [f"note: {note}" for note in found.notes]
     return "\n".join([*lines, *([f"written: {found.written}"] if found.written else [])])

@@ -229,6 +229,18 @@ class Change(Reply):
     note: Text = ""
 
 
+class Batch(Reply):
+    """So many questions at once, as one instead of as two halves. ``speedup``: of the mean time until an answer."""
+
+    rows: Count
+    verdict: Text
+    speedup: Number
+    low: Number
+    high: Number
+    ms: Number | None = None
+    restarts: Count = 0
+
+
 class Tuned(Reply):
     """``settings``: what was chosen; ``candidate``: what was confirmed, or was not, with its interval."""
 
@@ -247,6 +259,7 @@ class Tuned(Reply):
     restarts: Count = 0
     stopped: Text = ""
     tried: tuple[Change, ...] = ()
+    batches: tuple[Batch, ...] = ()
 
     @property
     def title(self) -> str:

@@ -54,6 +54,19 @@ def tuning(found: Found) -> Section | None:
             "high": each.high,
         }
         rows.append({**final, "restarts": each.restarts, "ms": each.after_ms, "note": each.verdict})
+        rows += [
+            {
+                "tuned": each.title,
+                "settings": f"{one.rows} questions at once, as one",
+                "speedup": one.speedup,
+                "low": one.low,
+                "high": one.high,
+                "restarts": one.restarts,
+                "ms": one.ms,
+                "note": f"the mean answer against two halves: {one.verdict}",
+            }
+            for one in each.batches
+        ]
         ran = sorted((row for row in tried if row["speedup"] is not None), key=lambda row: -row["speedup"])[:MOST_LINES]
         names = unique([short(str(row["settings"]), 60) for row in [final, *ran]])
         bars = [
