@@ -47,7 +47,7 @@ TOOLS = ("edgesdk", "numpy", "onnx", "onnx-ir", "onnxruntime")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to package. ``profiles`` carry the budget: what the command line changes of it is changed there."""
+    """What to package. ``profiles`` carry the budget: what the command line changes of it is changed there. A path may be given as text."""
 
     model: Path
     profiles: tuple[Profile, ...]
@@ -63,6 +63,11 @@ class Request:
     on: str | None = None  # time candidates on this host
     signer: Signer | None = None  # signs the bundle
     force: bool = False
+
+    def __post_init__(self) -> None:
+        for path in ("model", "output", "labels"):
+            if isinstance(given := getattr(self, path), str):
+                object.__setattr__(self, path, Path(given))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,6 +47,11 @@ def request_for(folder: Path, *names: str, output: Path, max_drop: float = 0.01,
     return replace(made, **settings)  # type: ignore[arg-type]  # any field
 
 
+def test_a_path_may_be_text() -> None:
+    request = Request(model="a.onnx", profiles=(), name="a", output="b", labels="labels.txt")  # type: ignore[arg-type]
+    assert (request.model, request.output, request.labels) == (Path("a.onnx"), Path("b"), Path("labels.txt"))
+
+
 @pytest.fixture(scope="module")
 def packaged(folder: Path) -> Packaged:
     """For an ARM board: int8 is asked for and speed cannot be measured here, so the choice does not depend on this machine."""
