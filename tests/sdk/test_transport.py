@@ -2,14 +2,18 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from edgesdk import transport
+from edgesdk.cli import output
 from edgesdk.errors import ConnectionFailed, DeviceError
 from edgesdk.transport import command_line, connect, ssh
 from edgesdk.transport.known_hosts import HostKey, name_of, read
@@ -210,3 +214,31 @@ def test_a_broken_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConnectionFailed, match="ssh cannot read its settings for `pi`") as caught:
         resolve("pi", config)
     assert f"`ssh -G -F {config} -- pi`" in caught.value.hint
+
+
+def test_a_host_that_lets_one_wait_is_named_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(transport, "_SLOW_S", 0.1)
+    monkeypatch.setattr(transport, "tell_slow", told.append)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        (tmp_path / "config").write_text(f"Host mute\n  HostName 127.0.0.1\n  Port {silent.getsockname()[1]}\n  ConnectTimeout 1\n")
+        monkeypatch.setenv("EDGESDK_SSH_CONFIG", str(tmp_path / "config"))
+        with pytest.raises(ConnectionFailed):
+            connect("mute")
+    assert told == ["mute"]
+    with connect("local"):
+        pass
+    assert told == ["mute"]
+
+
+def test_nothing_is_said_while_somebody_types_a_password(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    output.say_connecting("pi")
+    assert capsys.readouterr().err == "connecting to `pi` …\n"
+    monkeypatch.setattr(output.termios, "tcgetattr", lambda _: [])
+    monkeypatch.setattr(output.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(output.sys, "stdin", SimpleNamespace(fileno=lambda: 0))
+    monkeypatch.setattr(output.getpass, "getpass", lambda _: output.say_connecting("pi") or "secret")
+    assert output.password("password of pi") == "secret"
+    assert capsys.readouterr().err == ""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from edgesdk.cli import devices, keys, measuring, models, profiles, tuning
-from edgesdk.cli.output import Group, fail, open_streams, password, say, show
+from edgesdk.cli.output import Group, fail, open_streams, password, say, say_connecting, show
 
 INTERRUPTED = 130
 
@@ -26,6 +26,7 @@ class Verbs(Group):
         from edgesdk.errors import EdgeSDKError
 
         transport.ask_password = password if sys.stdin.isatty() else None
+        transport.tell_slow = say_connecting if sys.stderr.isatty() else None
         try:
             return super().invoke(ctx)
         except (EdgeSDKError, BundleError) as error:

@@ -121,7 +121,7 @@ def deploy(
         for member in members
     )
     if len(members) > 1:
-        transport.ask_password = None  # of many nobody is asked for theirs
+        transport.ask_password = transport.tell_slow = None  # of many nobody is asked for theirs
     chosen = bundle or (None if all(member.bundle for member in members) else project.newest_bundle(Path(), here))
     plan = fleets.Plan(parallel=parallel, canary=canary, max_failures=max_failures, wait=not no_wait, stage=stage)
     state = fleet.with_suffix(".state.json") if fleet is not None else None

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import termios
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from edgesdk.progress import Progress, silent
 from edgesdk.units import bytes_text as bytes_text
 
 ENDS = ("active", "unchanged", "staged", "probation", "rolled-back", "failed", "unknown", "skipped")  # what a deployment can come to
+_asking = threading.Event()  # for a password
 BYTE_STAGES = ("push", "agent", "numpy", "onnxruntime")  # stages that count bytes
 
 
@@ -104,12 +106,21 @@ def confirm(question: str, *, otherwise: str) -> None:
 
 def password(question: str) -> str | None:
     """What somebody types unseen, at a terminal. None where they would rather not."""
+    _asking.set()
     # Ctrl-C ends the program from another thread than the one that asks: the terminal shall show again what is typed.
     atexit.register(termios.tcsetattr, sys.stdin.fileno(), termios.TCSADRAIN, termios.tcgetattr(sys.stdin.fileno()))
     try:
         return getpass.getpass(f"{question}: ") or None
     except EOFError:
         return None
+    finally:
+        _asking.clear()
+
+
+def say_connecting(host: str) -> None:
+    """Where a host is not reached at once; not while somebody types a password."""
+    if not _asking.is_set():
+        say(f"connecting to `{host}` …")
 
 
 def table(rows: Sequence[Sequence[object]], *, head: Sequence[str]) -> str:

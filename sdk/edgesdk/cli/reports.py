@@ -50,7 +50,7 @@ def report(
         return
     if fleet:
         hosts, model = [member.host for member in fleets.select(fleets.load(fleet), select or [])], names[:1]
-        transport.ask_password = None  # of many nobody is asked for theirs
+        transport.ask_password = transport.tell_slow = None  # of many nobody is asked for theirs
     else:
         hosts, model = names[:1] or ([] if paths else ["local"]), names[1:]
     with progress() as advance:

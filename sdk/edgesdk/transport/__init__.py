@@ -12,7 +12,9 @@ from __future__ import annotations
 import os
 import shlex
 import string
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, Self
@@ -22,6 +24,10 @@ LOCAL = "local"
 
 # How to ask a person for a password, None where nobody is there: for the one who starts the program to set. It may answer None.
 ask_password: Callable[[str], str | None] | None = None
+
+# What to do where a host is not reached at once, None for nothing: for the one who starts the program to set, too. Called from another thread.
+tell_slow: Callable[[str], None] | None = None
+_SLOW_S = 2.0
 
 # What reaches a login shell as it is; everything else travels as an octal number.
 _PLAIN = frozenset((string.ascii_letters + string.digits + " _./=:,+@%-").encode())
@@ -92,7 +98,21 @@ def connect(host: str) -> Transport:
     from edgesdk.transport import settings, ssh
 
     config = os.environ.get("EDGESDK_SSH_CONFIG")
-    return ssh.connect(settings.resolve(host, Path(config) if config else None))
+    with _told_if_slow(host):
+        return ssh.connect(settings.resolve(host, Path(config) if config else None))
+
+
+@contextmanager
+def _told_if_slow(host: str) -> Iterator[None]:
+    timer = threading.Timer(_SLOW_S, tell_slow, [host]) if tell_slow else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
 
 
 def command_line(argv: Sequence[str]) -> str:
