@@ -34,7 +34,8 @@ from edge_agent.home import ENVIRONMENT, installed_onnxruntime, module, resolve,
 COMM, TRIAL_COMM = "edge-zygote", "edge-trial"  # what `ps` shows
 
 _MESSAGE_BYTES = 1 << 16
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _MADV_DONTNEED = 1, 4
+_QUIET_S = 1.0  # after a fork: then no other is on its way
 _WORSE_THAN_US = 500  # of 1000: where memory runs out the kernel ends a worker, not the supervisor
 
 
@@ -240,9 +241,14 @@ def serve(home: Path, descriptor: int) -> int:
     signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
     _preload(home)
     workers: dict[int, int] = {}  # process -> number
+    quiet_s: float | None = _QUIET_S
     with socket.socket(fileno=descriptor) as sock:
         while True:
-            readable, _, _ = select.select([descriptor, woken], [], [])
+            readable, _, _ = select.select([descriptor, woken], [], [], quiet_s)
+            if not readable:
+                _let_go()
+                quiet_s = None
+                continue
             if woken in readable:
                 os.read(woken, _MESSAGE_BYTES)
                 _reap(sock, workers)
@@ -268,7 +274,7 @@ def serve(home: Path, descriptor: int) -> int:
             process = _fork(home, asked["name"], Path(asked["folder"]), descriptors, ours=(descriptor, woken, wakes))
             for passed in descriptors:
                 os.close(passed)
-            workers[process] = asked["fork"]
+            workers[process], quiet_s = asked["fork"], _QUIET_S
     for process in workers:
         os.kill(process, signal.SIGKILL)
     return 0
@@ -285,6 +291,40 @@ def _preload(home: Path) -> None:
         serving.rehearse()
     gc.collect()
     gc.freeze()  # no collection writes to what is shared
+
+
+def _let_go(maps: Path = Path("/proc/self/smaps")) -> None:
+    """Of the libraries' pages, those that importing needed and forking does not: 8 MB of onnxruntime's. They come back when they are touched.
+
+    Only what is mapped from a file, cannot be written to, and never was (relocations are): nothing is lost. A fork does not inherit such
+    pages, so a worker misses none. What the allocator holds and does not need goes back, too.
+    """
+    import ctypes  # numpy has imported it already
+
+    libc = ctypes.CDLL(None)
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a kernel without smaps, a libc without malloc_trim
+        for begin, end in untouched(maps.read_text(encoding="utf-8", errors="replace")):
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
+        libc.malloc_trim(0)
+
+
+def untouched(smaps: str) -> list[tuple[int, int]]:
+    r"""Begin and end of what is mapped from a file, privately, not to be written to, and is as it is in the file.
+
+    >>> untouched("7f00-7f80 r-xp 00000000 08:01 12 /lib/x.so\nAnonymous: 0 kB\n7f80-8000 r--p 00000080 08:01 12 /lib/x.so\nAnonymous: 4 kB\n")
+    [(32512, 32640)]
+    """
+    found, mapped = [], None
+    for line in smaps.splitlines():
+        fields = line.split()
+        if len(fields) > 5 and len(fields[1]) == 4 and fields[1][1::2] == "-p" and fields[5].startswith("/"):
+            mapped = fields[0]
+        elif line.startswith("Anonymous:"):
+            if mapped and fields[1] == "0":
+                begin, _, end = mapped.partition("-")
+                found.append((int(begin, 16), int(end, 16)))
+            mapped = None
+    return found
 
 
 def _reap(sock: socket.socket, workers: dict[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from toys import Agent, arguments, counter, linear, make, processes, used_s, wait_until
 
 from edge_agent import connect
 from edge_agent.connection import ClientError
+from edge_agent.zygote import untouched
 
 ONES = np.ones((1, 4), np.float32)
 
@@ -98,3 +102,38 @@ def test_onnxruntime_is_told_to_phone_nobody() -> None:
     told = "import os, edge_agent; import onnxruntime; print(os.environ['ORT_DISABLE_TELEMETRY'], len(os.listdir('/proc/self/task')))"
     alone = subprocess.run([sys.executable, "-c", told], env={**environment, "OPENBLAS_NUM_THREADS": "1"}, capture_output=True, text=True, check=True)
     assert alone.stdout.split() == ["1", "1"]  # the thread that would phone is not there
+
+
+@pytest.mark.e2e
+def test_it_lets_go_of_what_forking_does_not_need(agent: Agent, tmp_path: Path) -> None:
+    """A second after the last fork; and what it let go of comes back when the next worker is wanted."""
+    assert agent.activate(make(tmp_path / "one", linear(), name="one"))["state"] == "done"
+    zygote = agent.zygote()
+    wait_until(lambda: library_bytes(zygote) < 4 << 20)
+    assert library_bytes(agent.worker("one")) > 8 << 20
+    os.kill(agent.worker("one"), signal.SIGKILL)
+    wait_until(lambda: answers(agent, "one"))
+    assert agent.activate(make(tmp_path / "two", linear(2.0), name="two"))["state"] == "done"
+    assert [answered(agent, "one"), answered(agent, "two"), agent.zygote()] == [4, 8, zygote]
+    wait_until(lambda: library_bytes(zygote) < 4 << 20)
+
+
+def library_bytes(pid: int) -> int:
+    """Of onnxruntime's library, as it is in the file."""
+    smaps = Path(f"/proc/{pid}/smaps").read_text()
+    parts = re.split(r"(?m)^(?=[0-9a-f]+-[0-9a-f]+ )", smaps)
+    found = [re.search(r"^Rss: +(\d+) kB$.*^Anonymous: +0 kB$", part, re.S | re.M) for part in parts if "onnxruntime_pybind11" in part.partition("\n")[0]]
+    return sum(int(match[1]) << 10 for match in found if match)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["r-xp", "r--p", "rw-p", "r-xs"]), st.sampled_from(["/lib/x.so", "", "[heap]"]), st.sampled_from([0, 4])), max_size=20)
+)
+def test_only_what_is_in_a_file_as_it_is_in_memory_is_let_go(mapped: list[tuple[str, str, int]]) -> None:
+    begins = range(0x1000, 0x1000 * (len(mapped) + 1), 0x1000)
+    told = [
+        f"{begin:x}-{begin + 0x1000:x} {mode} 00000000 08:01 12  {file}\nSize: 4 kB\nAnonymous: {changed} kB\nVmFlags: rd\n"
+        for begin, (mode, file, changed) in zip(begins, mapped, strict=True)
+    ]
+    wanted = [(begin, begin + 0x1000) for begin, one in zip(begins, mapped, strict=True) if one in (("r-xp", "/lib/x.so", 0), ("r--p", "/lib/x.so", 0))]
+    assert untouched("".join(told)) == wanted

@@ -332,7 +332,7 @@ def _agents_memory(home: Path) -> float:
         for name in sorted(path.name for path in (running / "active").iterdir()):
             asking = f"import numpy as np; from edge_agent import connect; connect({name!r})(np.ones((1, 4), np.float32))"
             subprocess.run([sys.executable, "-c", asking], env={**os.environ, "EDGE_AGENT_HOME": str(home)}, check=True)
-        time.sleep(0.5)
+        time.sleep(2)  # the zygote lets go of what it needs no more
         return sum(map(_megabytes, _tree(_pid(running))))
 
 
