@@ -1,6 +1,6 @@
 """Who is compared: the file as given, what edgesdk makes of it, and what else a user could do; each a way to make a file and to run it.
 
-    for contender in (GIVEN, REWRITTEN, PACKAGED, *EXPERT, *INTEL):
+    for contender in (GIVEN, REWRITTEN, PACKAGED, QUICK, *EXPERT, *INTEL):
         path = contender.make(entry, folder)
         contender.open(path)(feeds)
 
@@ -11,7 +11,7 @@ OpenVINO with the files that it and NNCF make, by what their documentation advis
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -110,11 +110,11 @@ def _rewritten(entry: Entry, folder: Path) -> Path:
     return folder / "model.onnx"
 
 
-def _packaged(entry: Entry, folder: Path) -> Path:
+def _packaged(entry: Entry, folder: Path, *, quick: bool = False) -> Path:
     """What `edgesdk package` chooses for this machine, out of its bundle; what it says of it is left beside."""
     profile = profiles.recognise(probe.facts())[0]
-    settings = {"calibration": entry.calibration, "evaluate": entry.evaluate, "force": True}
-    (told,) = packaging.package(packaging.Request(model=entry.model, profiles=(profile,), name=entry.name, output=folder / "bundle", **settings))
+    request = packaging.Request(model=entry.model, profiles=(profile,), name=entry.name, output=folder / "bundle", quick=quick, force=True)
+    (told,) = packaging.package(replace(request, calibration=entry.calibration, evaluate=entry.evaluate))
     (folder / "told.json").write_text(json.dumps(told.to_dict()).replace(f"{REPOSITORY}/", ""))  # the same on every machine
     with Layout.open(folder / "bundle") as layout:
         for layer in layout.manifests()[profile.name].layers:
@@ -226,6 +226,7 @@ def calibration(entry: Entry) -> list[Feeds]:
 GIVEN = Contender("as given", _given, in_onnxruntime)
 REWRITTEN = Contender("edgesdk, float32", _rewritten, in_onnxruntime)
 PACKAGED = Contender("edgesdk package", _packaged, in_onnxruntime)
+QUICK = Contender("edgesdk package --quick", partial(_packaged, quick=True), in_onnxruntime)
 EXPERT = tuple(Contender(f"onnxruntime {setting.label}", partial(_quantized, setting), in_onnxruntime) for setting in SETTINGS)
 INTEL = (
     Contender("OpenVINO float32", _converted, partial(in_openvino, INFERENCE_PRECISION_HINT="f32")),

@@ -27,7 +27,7 @@ from edge_agent import probe
 from edgesdk import users_code
 from edgesdk.errors import EvaluationError
 from tests.benchmarks import peers_table
-from tests.benchmarks.contenders import EXPERT, GIVEN, INTEL, MAX_DROP, PACKAGED, REWRITTEN, Contender, calibration
+from tests.benchmarks.contenders import EXPERT, GIVEN, INTEL, MAX_DROP, PACKAGED, QUICK, REWRITTEN, Contender, calibration
 from tests.benchmarks.rounds import Times, ratio, rounds
 from tests.suite import FETCHED, REPOSITORY, Entry, chosen, edgesdk_digest
 
@@ -74,7 +74,7 @@ def main(names: list[str]) -> None:
 def measured(entry: Entry) -> dict[str, Any]:
     """One model's comparison, fit for JSON."""
     folder = KEPT / entry.name
-    everyone = (GIVEN, REWRITTEN, PACKAGED, *EXPERT, *INTEL)
+    everyone = (GIVEN, REWRITTEN, PACKAGED, QUICK, *EXPERT, *INTEL)
     made = {contender.label: _made(contender, entry, folder) for contender in everyone}
     runs = {contender.label: contender.open(folder / made[contender.label].file) for contender in everyone if made[contender.label].works}
     feeds = calibration(entry)[:FEEDS]
@@ -82,7 +82,7 @@ def measured(entry: Entry) -> dict[str, Any]:
     given = made[GIVEN.label]
     right = {label for label, one in made.items() if one.works and given.score - one.score <= MAX_DROP + 1e-9}
     best = _fastest([GIVEN.label, *(contender.label for contender in EXPERT)], right, rough)
-    finalists = {GIVEN.label, REWRITTEN.label, PACKAGED.label, best, *(contender.label for contender in INTEL)} & runs.keys()
+    finalists = {GIVEN.label, REWRITTEN.label, PACKAGED.label, QUICK.label, best, *(contender.label for contender in INTEL)} & runs.keys()
     times = rounds({label: runs[label] for label in runs if label in finalists}, feeds, limit_s=60)
     within = {label for label, one in made.items() if one.works and given.score - one.score <= _standard_error(given) + 1e-9}
     intel = _fastest([contender.label for contender in INTEL], within, times)
@@ -93,6 +93,7 @@ def measured(entry: Entry) -> dict[str, Any]:
         "standard_error": _standard_error(given),
         "contenders": [_row(made[contender.label], given, times if contender.label in times else rough) for contender in everyone],
         "packaged": _told(folder),
+        "quick": {"seconds": made[QUICK.label].seconds, "intel": _against(intel, times, QUICK.label) if intel else None},
         "against_float32": _against(REWRITTEN.label, times),
         "expert": {"label": best, "seconds": sum(made[contender.label].seconds for contender in EXPERT), "latency": _against(best, times)},
         "intel": {"label": intel, "seconds": _searched(made), "latency": _against(intel, times) if intel else None},
@@ -103,7 +104,7 @@ def _made(contender: Contender, entry: Entry, folder: Path) -> Made:
     """As it was kept, or made now and scored."""
     own = folder / "".join(letter if letter.isalnum() else "-" for letter in contender.label)
     note = own / "made.json"
-    wanted = edgesdk_digest() if contender in (REWRITTEN, PACKAGED) else " ".join(f"{tool} {version(tool)}" for tool in TOOLS)
+    wanted = edgesdk_digest() if contender in (REWRITTEN, PACKAGED, QUICK) else " ".join(f"{tool} {version(tool)}" for tool in TOOLS)
     if note.exists() and (kept := Made(**json.loads(note.read_text()))).version == wanted:
         return kept
     own.mkdir(parents=True, exist_ok=True)
@@ -177,9 +178,9 @@ def _row(made: Made, given: Made, times: dict[str, Times]) -> dict[str, Any]:
     }
 
 
-def _against(label: str, times: dict[str, Times]) -> dict[str, float] | None:
+def _against(label: str, times: dict[str, Times], ours: str = PACKAGED.label) -> dict[str, float] | None:
     """Our latency over theirs."""
-    return asdict(ratio(times[PACKAGED.label], times[label])) if PACKAGED.label in times and label in times else None
+    return asdict(ratio(times[ours], times[label])) if ours in times and label in times else None
 
 
 def _searched(made: dict[str, Made]) -> float:
