@@ -80,6 +80,16 @@ def assert_evaluated_there(folder: Path, board: BareDevice) -> None:
         assert [next(iter(there.run({"image": image[None]}).values())).tobytes() for image in images] == expected
 
 
+def assert_measured(folder: Path, board: BareDevice) -> None:
+    """As long as it takes under emulation: the figures are of no use, that they come and what they are of is what counts."""
+    bench = told(folder, "bench", "arm", "arm-cpu", "--limit-s", "1")
+    assert isinstance(bench, dict)
+    assert (bench["via"], bench["provider"], bench["architecture"], len(bench["restarts"])) == ("agent", "CPUExecutionProvider", "aarch64", 5)
+    looked = told(folder, "inspect", "model.onnx", "--on", "arm", "--profile-ops")
+    assert isinstance(looked, dict)
+    assert board.ssh("ls .local/share/edge-agent/races") == "", "what was sent is gone"
+
+
 def test_one_command_takes_a_bare_board_to_its_first_answer(folder: Path, board: BareDevice) -> None:
     assert board.ssh("uname -m; ls .local/share/edge-agent 2>/dev/null", check=False) == "aarch64\n"
     package(folder, "arm-cpu")
@@ -87,6 +97,7 @@ def test_one_command_takes_a_bare_board_to_its_first_answer(folder: Path, board:
     assert deployed["outcome"] == "active" and deployed["first_answer_ms"]
     assert_agrees(folder, "arm-cpu")
     assert_evaluated_there(folder, board)
+    assert_measured(folder, board)
 
     package(folder, "raspberry-pi-5")  # int8: its answers differ between instruction sets, and not by more than it says
     (deployed,) = told(folder, "deploy", "arm", "bundles/raspberry-pi-5", "--as-profile", "raspberry-pi-5")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge_agent.bundle import digest_of
-from edgesdk import agent_package, deploying, device, setting_up, signing, transport
+from edgesdk import agent_package, deploying, device, profiles, setting_up, signing, timing, transport, tuning
 from edgesdk.agent_package import AgentPackage
 from edgesdk.cli import app
 from edgesdk.errors import DeviceError, Refused
@@ -21,6 +21,7 @@ from tests.bundles import write_bundle
 from tests.e2e.bare import BareDevice, bare_device, needs_bare
 from tests.e2e.conftest import keygen
 from tests.e2e.test_systemd_device import WIDTH, asked
+from tests.sdk.small_models import DATA
 
 pytestmark = needs_bare
 
@@ -44,6 +45,18 @@ def newer_agent() -> AgentPackage:
     with zipfile.ZipFile(data, "a") as archive:
         archive.writestr("edge_agent/newer.py", "")
     return AgentPackage(digest_of(data.getvalue()), data.getvalue())
+
+
+def assert_measured(board: BareDevice) -> None:
+    """By whoever may ask: the model that is active, a file that comes and goes, and settings for both."""
+    with pytest.MonkeyPatch.context() as quicker:
+        quicker.setattr(timing, "RESTART_S", 0.2)
+        active = timing.bench(board.name, "toy", limit_s=0.1)
+        assert (active.via, active.name, active.release, len(active.restarts)) == ("agent", "toy", 1, 5)
+        file = timing.bench(board.name, DATA / "resnet8_mnist.onnx", limit_s=0.1)
+        assert (file.via, file.provider, len(file.restarts)) == ("session", "CPUExecutionProvider", 5)
+    assert tuning.tune(DATA / "resnet8_mnist.onnx", profiles.find("x86-cpu"), on=board.name, limit_s=1).host == board.name
+    assert board.ssh("ls /var/lib/edge-agent/races", user="root") == "", "what was sent is gone"
 
 
 def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board: BareDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +97,7 @@ def test_set_up_by_root_deployed_to_by_a_member_of_the_group_and_torn_down(board
         assert deploying.deploy(pi, write_bundle(tmp_path / "two", width=WIDTH, release=2, seed=1), stage=device.Stage()).outcome == "staged"
         assert pi.activate("toy").outcome == "active"
         assert pi.rollback("toy").release == 1
+        assert_measured(board)
         with pytest.raises(Refused, match="is not root, and there is no sudo"):
             pi.trust("ana ssh-ed25519 AAAA")
     assert asked(board) == "1"
