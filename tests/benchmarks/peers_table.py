@@ -16,12 +16,14 @@ QUICK = "edgesdk package --quick"
 Results = Mapping[str, Mapping[str, Any]]
 
 
-def write(results: Results) -> None:
-    """Put the tables into the page's written part; what people wrote around it stays."""
+def write(results: Mapping[str, Results]) -> None:
+    """Put the tables into the page's written part, processor by processor; what people wrote around it stays."""
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    ordered = {entry.name: results[entry.name] for entry in SUITE if entry.name in results}
-    PAGE.write_text(f"{before}{BEGIN}\n{machine(ordered)}\n\n{summary(ordered)}\n\n{means(ordered)}\n\n{details(ordered)}\n{END}{after}", encoding="utf-8")
+    found = {cpu: {entry.name: there[entry.name] for entry in SUITE if entry.name in there} for cpu, there in results.items()}
+    tables = [f"## {cpu}\n\n{machine(there)}\n\n{summary(there)}\n\n{means(there)}" for cpu, there in found.items()]
+    every = [f"## Every contender, {cpu}\n\n{details(there)}" for cpu, there in found.items()]
+    PAGE.write_text(f"{before}{BEGIN}\n" + "\n\n".join([*tables, *every]) + f"\n{END}{after}", encoding="utf-8")
 
 
 def machine(results: Results) -> str:
