@@ -293,7 +293,7 @@ def _preload(home: Path) -> None:
     gc.freeze()  # no collection writes to what is shared
 
 
-def _let_go(maps: Path = Path("/proc/self/smaps")) -> None:
+def _let_go() -> None:
     """Of the libraries' pages, those that importing needed and forking does not: 8 MB of onnxruntime's. They come back when they are touched.
 
     Only what is mapped from a file, cannot be written to, and never was (relocations are): nothing is lost. A fork does not inherit such
@@ -303,7 +303,7 @@ def _let_go(maps: Path = Path("/proc/self/smaps")) -> None:
 
     libc = ctypes.CDLL(None)
     with contextlib.suppress(OSError, ValueError, AttributeError):  # a kernel without smaps, a libc without malloc_trim
-        for begin, end in untouched(maps.read_text(encoding="utf-8", errors="replace")):
+        for begin, end in untouched(Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace")):
             libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _MADV_DONTNEED)
         libc.malloc_trim(0)
 

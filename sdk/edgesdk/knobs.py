@@ -73,6 +73,15 @@ def joined(changes: Sequence[Change]) -> dict[str, Any]:
     return {key: value for change in changes for key, value in change.items()}
 
 
+def of_one(change: Change) -> dict[str, Any]:
+    """What one question that comes alone feels of it.
+
+    >>> of_one({"intra_op_threads": 2, "max_batch": 8})
+    {'intra_op_threads': 2}
+    """
+    return {key: value for key, value in change.items() if key != "max_batch"}
+
+
 def key_of(change: Change) -> str:
     """The same text for the same change."""
     return json.dumps(change, sort_keys=True)

@@ -11,7 +11,7 @@ from typing import Any
 from edge_agent import bundle
 from edge_agent import golden as answers
 from edge_agent.bundle import Contents, Layout
-from edgesdk import packaging, profiles
+from edgesdk import knobs, packaging, profiles
 from edgesdk.accuracy import Run
 from edgesdk.errors import ProfileError, ProjectError
 from edgesdk.profiles import Profile
@@ -76,8 +76,7 @@ def write(path: Path, output: Path, before: Profile, after: Profile, evidence: d
 
 def to_toml(before: Profile, after: Profile, evidence: dict[str, Any]) -> str:
     """A profile that extends the one before and says what is other, readable by people."""
-    alone = set(evidence["settings"]) - {"max_batch"}  # what one question gains by
-    gain = f": {evidence['speedup']:.3f} times as fast ({evidence['low']:.3f} … {evidence['high']:.3f})" if alone else ""
+    gain = f": {evidence['speedup']:.3f} times as fast ({evidence['low']:.3f} … {evidence['high']:.3f})" if knobs.of_one(evidence["settings"]) else ""
     lines = [
         f"# Found by `edgesdk tune` on {evidence['device']}{gain}.",
         f"title = {json.dumps(f'{before.title}, tuned', ensure_ascii=False)}",

@@ -281,13 +281,7 @@ class Search:
 
     def confirmed(self, change: Change) -> tuple[list[Raced], comparison.Estimate, comparison.Stopped]:
         """The change against the profile's settings, by restarts that the search has not seen."""
-        count = itertools.count()
-
-        def run(first: int, second: int) -> Raced:
-            found = self._raced("confirm", change, next(count), default_first=first == 0)
-            return found if first < second else comparison.turned(found)
-
-        return comparison.decided(run, limit_s=self._left_s(), progress=lambda _, done, total: self._progress("confirm", done, total))
+        return self._decided("confirm", "confirm", change)
 
     def batched(self, settings: Change) -> tuple[Batch, ...]:
         """Under these settings: twice as many questions as one, again and again, as long as they are answered sooner for sure."""
@@ -307,15 +301,8 @@ class Search:
 
     def _doubled(self, settings: Change, rows: int) -> Batch:
         """So many questions at once, in two halves and as one. Raises ModelError."""
-        halves, one, count = {**settings, "max_batch": rows // 2}, {**settings, "max_batch": rows}, itertools.count()
-
-        def run(first: int, second: int) -> Raced:
-            found = self._raced("batch", one, next(count), default_first=first == 0, base=halves, together=rows)
-            found = dataclasses.replace(found, speedup=found.speedup * _MEAN_OF_HALVES)
-            return found if first < second else comparison.turned(found)
-
-        stage = f"run {rows} as one"
-        races, estimate, _ = comparison.decided(run, limit_s=self._left_s(), progress=lambda _, done, total: self._progress(stage, done, total))
+        halves, one = {**settings, "max_batch": rows // 2}, {**settings, "max_batch": rows}
+        races, estimate, _ = self._decided("batch", f"run {rows} as one", one, _MEAN_OF_HALVES, base=halves, together=rows)
         return Batch(
             rows=rows,
             verdict=estimate.verdict,
@@ -410,6 +397,17 @@ class Search:
         left = self._limit_s - (time.monotonic() - self._begin)
         each = statistics.fmean(self._costs) if self._costs else 0.0
         return left < max(_RESERVED * self._limit_s, _LEAST_CONFIRMED * each)
+
+    def _decided(self, phase: str, stage: str, change: Change, worth: float = 1.0, **asked: Any) -> tuple[list[Raced], comparison.Estimate, comparison.Stopped]:
+        """As `compare` decides, by restarts of this phase alone. ``worth``: what a ratio is multiplied by; ``asked``: as `_raced` has it."""
+        count = itertools.count()
+
+        def run(first: int, _second: int) -> Raced:
+            found = self._raced(phase, change, next(count), default_first=first == 0, **asked)
+            found = dataclasses.replace(found, speedup=found.speedup * worth)
+            return found if first == 0 else comparison.turned(found)
+
+        return comparison.decided(run, limit_s=self._left_s(), progress=lambda _, done, total: self._progress(stage, done, total))
 
     def _raced(self, phase: str, change: Change, index: int, *, default_first: bool, base: Change | None = None, together: int = 1) -> Raced:
         """The change against the profile as it is, or with another change: from the ledger, or measured and written there.

@@ -11,7 +11,7 @@ OpenVINO with the files that it and NNCF make, by what their documentation advis
 import json
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,8 +113,8 @@ def _rewritten(entry: Entry, folder: Path) -> Path:
 def _packaged(entry: Entry, folder: Path, *, quick: bool = False) -> Path:
     """What `edgesdk package` chooses for this machine, out of its bundle; what it says of it is left beside."""
     profile = profiles.recognise(probe.facts())[0]
-    request = packaging.Request(model=entry.model, profiles=(profile,), name=entry.name, output=folder / "bundle", quick=quick, force=True)
-    (told,) = packaging.package(replace(request, calibration=entry.calibration, evaluate=entry.evaluate))
+    settings = {"calibration": entry.calibration, "evaluate": entry.evaluate, "quick": quick, "force": True}
+    (told,) = packaging.package(packaging.Request(model=entry.model, profiles=(profile,), name=entry.name, output=folder / "bundle", **settings))
     (folder / "told.json").write_text(json.dumps(told.to_dict()).replace(f"{REPOSITORY}/", ""))  # the same on every machine
     with Layout.open(folder / "bundle") as layout:
         for layer in layout.manifests()[profile.name].layers:

@@ -94,7 +94,7 @@ def measured(entry: Entry) -> dict[str, Any]:
         "standard_error": _standard_error(given),
         "contenders": [_row(made[contender.label], given, times if contender.label in times else rough) for contender in everyone],
         "packaged": _told(folder),
-        "quick": {"seconds": made[QUICK.label].seconds, "intel": _against(intel, times, QUICK.label) if intel else None},
+        "quick": {"intel": _against(intel, times, QUICK.label) if intel else None},
         "against_float32": _against(REWRITTEN.label, times),
         "expert": {"label": best, "seconds": sum(made[contender.label].seconds for contender in EXPERT), "latency": _against(best, times)},
         "intel": {"label": intel, "seconds": _searched(made), "latency": _against(intel, times) if intel else None},

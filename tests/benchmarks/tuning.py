@@ -73,7 +73,7 @@ def run(entries: Sequence[Entry], profile: Profile, limit_s: float, later_s: flo
     rows = []
     for entry in entries:
         tuned = tune(entry.model, profile, limit_s=limit_s, afresh=True)
-        alone = {key: value for key, value in tuned.settings.items() if key != "max_batch"}  # of which one question knows nothing
+        alone = knobs.of_one(tuned.settings)
         later = _again(entry.model, profile, knobs.applied(profile, alone), later_s) if alone else None
         rows.append(Row(entry.name, tuned, later, limit_s))
         print(rows[-1].text, flush=True)

@@ -48,7 +48,7 @@ def request_for(folder: Path, *names: str, output: Path, max_drop: float = 0.01,
 
 
 def test_a_path_may_be_text() -> None:
-    request = Request(model="a.onnx", profiles=(), name="a", output="b", labels="labels.txt")  # type: ignore[arg-type]
+    request = Request(model="a.onnx", profiles=(), name="a", output="b", labels="labels.txt")  # type: ignore[arg-type]  # what many write
     assert (request.model, request.output, request.labels) == (Path("a.onnx"), Path("b"), Path("labels.txt"))
 
 

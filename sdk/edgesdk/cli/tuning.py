@@ -123,8 +123,8 @@ def _tuned(found: "Tuned") -> str:
     lines.append(f"on {where}")
     lines.append(f"asked {found.inputs['source']}; {found.measured} restarts measured, {found.remembered} remembered, {found.seconds:.0f} s")
     interval = f"{found.speedup:.3f} times as fast ({found.low:.3f} … {found.high:.3f}, 99 %, {found.restarts} restarts)"
-    batch, single = found.settings.get("max_batch"), {key: value for key, value in found.settings.items() if key != "max_batch"}
-    if batch:
+    single = knobs.of_one(found.settings)
+    if batch := found.settings.get("max_batch"):
         lines.append(f"{found.name}: max_batch {batch}: up to {batch} questions that wait at the same time are run as one")
     if single:
         lines.append(f"{found.name}: {knobs.in_words(single)}: {interval}, {found.before_ms:.3f} → {found.after_ms:.3f} ms")
